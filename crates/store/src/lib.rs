@@ -1,0 +1,7 @@
+//! Stable storage: disk port, mirror, journal, checkpoints.
+//!
+//! Internal to `rallypoint`; no semver promise.
+#![forbid(unsafe_code)]
+
+pub mod copies;
+pub mod disk;
