@@ -5,3 +5,4 @@
 
 pub mod copies;
 pub mod disk;
+pub mod sim_disk;
