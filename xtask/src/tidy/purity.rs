@@ -124,9 +124,7 @@ pub(super) fn check(tree: &Tree, findings: &mut Vec<Finding>) {
             let test_file = !file[package.folder.len()..].starts_with("/src/");
             check_file(file, text, test_file, simulator, findings);
         }
-        if !simulator {
-            check_lints(tree, &package.folder, findings);
-        }
+        check_lints(tree, &package.folder, findings);
     }
 }
 
