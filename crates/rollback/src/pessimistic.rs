@@ -50,6 +50,11 @@ impl Protocol for Pessimistic {
             Event::Durable { position } => self.release(position, out),
             // Everything the log gave back is stable by definition.
             Event::Restarted { position, .. } => self.release(position, out),
+            // Under a new epoch the horizons begin anew, at what the kept history holds.
+            Event::RolledBack { position, .. } => {
+                self.durable = Position(0);
+                self.release(position, out);
+            }
             Event::CheckpointDue => out.push(Command::TakeCheckpoint),
             Event::CheckpointDurable { version } => out.push(Command::Forget { version }),
             Event::Arriving { .. }

@@ -113,6 +113,21 @@ pub enum Event<'a> {
         /// Counters now.
         channels: &'a Channels,
     },
+    /// A [`Command::RollBack`] is done *and durable*: a crash from here on restores no checkpoint
+    /// that it undid. Where it restored a version (other than 0), [`Protocol::load`] was called
+    /// with what was saved in it; the machine is the same one that asked, and
+    /// [`Event::Restarted`] does not follow. It also comes, unasked, when a person rolled the
+    /// partition back. A pause stays a pause.
+    RolledBack {
+        /// The version restored; `None` where the state was kept.
+        version: Option<Version>,
+        /// The epoch the partition lives in now.
+        epoch: Epoch,
+        /// The last run the state contains.
+        position: Position,
+        /// Counters now.
+        channels: &'a Channels,
+    },
     /// The host gave up on a peer (its connection closed, or no progress).
     PeerFailed {
         /// Which one.
@@ -168,7 +183,7 @@ pub enum Command {
     },
     /// Restore `version` (0 = the initial state) and continue under `epoch`; where the version is
     /// `None` the current state stays and only the epoch changes. Frames of older epochs are
-    /// dropped from then on, frames of newer ones wait.
+    /// dropped from then on, frames of newer ones wait. [`Event::RolledBack`] follows.
     RollBack {
         /// The version to go back to.
         version: Option<Version>,
