@@ -41,7 +41,7 @@ const COMMANDS: &[Subcommand] = &[
     },
     Subcommand {
         name: "ci",
-        help: "format, clippy, documentation, licences and links; changes nothing",
+        help: "[format clippy doc licences links] all of them or those named; changes nothing",
         run: ci::command,
     },
     Subcommand {
