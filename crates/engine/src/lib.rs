@@ -1,1 +1,20 @@
-//! placeholder
+//! One partition: events in, commands out, persist before send.
+//!
+//! Internal to `rallypoint`; no semver promise.
+#![forbid(unsafe_code)]
+
+pub mod actor;
+pub mod channel;
+pub mod codec;
+pub mod command;
+pub mod effect;
+pub mod map;
+pub mod parcel;
+pub mod partition;
+pub mod record;
+pub mod registry;
+pub mod run;
+pub mod session;
+pub mod snapshot;
+pub mod table;
+pub mod timer;

@@ -1,0 +1,73 @@
+//! What a checkpoint holds beside the actors, and how its content is cut into entries.
+//!
+//! Decides the bytes of a checkpoint's header and the framing of its entries. A snapshot at position
+//! r holds actors, channel counters, every unacknowledged frame, effects with their keys, timers,
+//! the input table, marks and what was set aside. Replies that were gated at the cut are in the
+//! input table; effects that were gated are outstanding; frames that were gated are unacknowledged:
+//! so every gated output arrives after a restore, since the manifest is written only once the log is
+//! durable through r.
+//!
+//! Entry of an actor: `kind u32 | key (len, bytes) | state length u32 | codec u8, schema u16, bytes`.
+//! Entries follow each other without padding and may cross the borders of chunks.
+
+use crate::codec::Encoded;
+use rallypoint_base::id::Position;
+use rallypoint_base::wire::{Malformed, Reader, put_bytes, put_varint};
+
+/// First byte of a header; another one is of a newer release.
+pub(crate) const HEADER_FORMAT: u8 = 1;
+
+/// An input that was set aside, with its evidence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetAside {
+    /// Position of the record that says so.
+    pub position: Position,
+    /// Identity of the input.
+    pub identity: u64,
+    /// Why.
+    pub evidence: String,
+    /// The input itself.
+    pub parcel: Vec<u8>,
+}
+
+impl SetAside {
+    pub(crate) fn save(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.position.0);
+        out.extend_from_slice(&self.identity.to_le_bytes());
+        put_bytes(out, self.evidence.as_bytes());
+        put_bytes(out, &self.parcel);
+    }
+
+    pub(crate) fn load(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Self {
+            position: Position(reader.varint("set-aside position")?),
+            identity: reader.u64("set-aside identity")?,
+            evidence: reader.text("set-aside evidence")?.to_owned(),
+            parcel: reader.bytes("set-aside parcel")?.to_vec(),
+        })
+    }
+}
+
+/// One actor of a checkpoint.
+pub(crate) struct Entry<'a> {
+    pub(crate) kind: u32,
+    pub(crate) key: &'a str,
+    pub(crate) state: Encoded<'a>,
+}
+
+/// Takes the first entry off `bytes`: the entry and its length, `None` when it is not all there.
+pub(crate) fn split_entry(bytes: &[u8]) -> Result<Option<(Entry<'_>, usize)>, Malformed> {
+    let mut reader = Reader::new(bytes);
+    let mut read = || -> Result<(u32, &[u8], &[u8]), Malformed> {
+        let kind = reader.u32("entry kind")?;
+        let key = reader.bytes("entry key")?;
+        let len = reader.u32("entry length")? as usize;
+        Ok((kind, key, reader.take(len, "entry state")?))
+    };
+    // Nothing here can fail but for want of bytes.
+    let Ok((kind, key, state)) = read() else { return Ok(None) };
+    let malformed = |field| Malformed { field, offset: 0 };
+    let key = std::str::from_utf8(key).map_err(|_| malformed("entry key is not UTF-8"))?;
+    let state = Encoded::split(state).ok_or(malformed("entry state without codec"))?;
+    Ok(Some((Entry { kind, key, state }, reader.offset())))
+}
