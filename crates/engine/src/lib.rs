@@ -18,3 +18,4 @@ pub mod session;
 pub mod snapshot;
 pub mod table;
 pub mod timer;
+pub mod unit;

@@ -996,6 +996,12 @@ impl Partition {
         }
     }
 
+    /// Writes down an orderly stop: nothing was running, nothing is suspect.
+    pub fn append_stop(&mut self, out: &mut Outbox) {
+        self.position = self.position.next();
+        self.append(kind::STOP, out, |_| {});
+    }
+
     /// Stops: nothing is delivered or sent from here on.
     pub fn stop(&mut self) {
         self.stopped = true;

@@ -1,0 +1,1024 @@
+//! A unit: one journal directory with its partitions, their commits and their checkpoints.
+//!
+//! Decides when a commit is sealed, which partitions a durable commit concerns, when a checkpoint
+//! takes its next chunk, and when a log may be cut. It is the one piece of glue between engine and
+//! store; threads, workers and the simulator all drive this same code.
+//!
+//! Never touches the world: bytes go through the store's `Disk`, everything else through
+//! [`Outside`]. Never starts a thread or asks for the time.
+//!
+//! Invariants:
+//! - one commit is in flight; whatever is appended meanwhile is the next one (group commit);
+//! - a partition hears of durability only for records it appended before the commit was sealed;
+//! - the manifest of a checkpoint at r is written only once the log is durable through r;
+//! - frames between partitions of one unit pass the same gate as all others.
+
+use crate::command::{Command, Notice, Outbox, Outcome, Turned};
+use crate::effect::EffectKey;
+use crate::map::Map;
+use crate::partition::{Ending, Limits, Partition, ReplayError, Setup, Witness};
+use crate::registry::Registry;
+use rallypoint_base::id::{
+    CommitSeq, DirectoryId, Epoch, InputSeq, LogId, PartitionId, Position, SessionId, Ssn, Version,
+};
+use rallypoint_base::time::Time;
+use rallypoint_base::wire::Malformed;
+use rallypoint_rollback::protocol::{Peer, Protocol};
+use rallypoint_store::checkpoint::{
+    Begin, CHUNK_BYTES, CheckpointEvent, CheckpointStore, Finding as CheckpointFinding,
+    Identity as CheckpointIdentity, ScanMode,
+};
+use rallypoint_store::copies::Owner;
+use rallypoint_store::disk::Disk;
+use rallypoint_store::error::StoreError;
+use rallypoint_store::record::Record;
+use rallypoint_store::recovery::{RecoverError, RecoveryReport, affected_logs};
+use rallypoint_store::store::{Identity, Mounted, OpenOptions, Options, Store, StoreEvent};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+
+/// Where everything that leaves a unit goes. Called only with what may leave.
+pub trait Outside {
+    /// An answer to a client.
+    fn reply(&mut self, session: SessionId, seq: InputSeq, outcome: Outcome, bytes: &[u8]);
+    /// An input was turned away at the door.
+    fn turn(&mut self, session: SessionId, seq: InputSeq, why: Turned);
+    /// Frames for a partition of another unit.
+    fn transmit(
+        &mut self,
+        from: PartitionId,
+        to: PartitionId,
+        epoch: Epoch,
+        first: Ssn,
+        count: u32,
+        frames: &[u8],
+    );
+    /// A receipt for a partition of another unit.
+    fn receipt(&mut self, from: PartitionId, to: PartitionId, epoch: Epoch, through: Ssn);
+    /// An effect to perform; its end comes back through [`Unit::effect`].
+    fn perform(&mut self, from: PartitionId, key: EffectKey, name: &str, payload: &[u8], timeout: Duration);
+    /// A control message of the protocol, to a partition of another unit or the coordinator.
+    fn control(&mut self, from: PartitionId, to: Peer, bytes: &[u8]);
+    /// Something a person may want to know.
+    fn notice(&mut self, notice: UnitNotice);
+}
+
+/// Something a person may want to know of a unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum UnitNotice {
+    /// Of one partition.
+    Partition(PartitionId, Notice),
+    /// A copy of the store was dropped; it is not written again before `mend`.
+    CopyLost {
+        /// Which, 0 or 1.
+        copy: usize,
+        /// Why.
+        detail: String,
+    },
+    /// Space runs short, or is back.
+    Space(String),
+    /// The store failed: nothing is acknowledged any more.
+    StoreFailed(String),
+    /// A checkpoint is durable and verified.
+    CheckpointWritten {
+        /// Of which partition.
+        partition: PartitionId,
+        /// Which version.
+        version: Version,
+    },
+    /// A chunk of a checkpoint was repaired or condemned.
+    CheckpointDamage(String),
+    /// A version was given up after failed restores, or could not be restored this time.
+    RestoreFailed {
+        /// Of which partition.
+        partition: PartitionId,
+        /// Which version.
+        version: Version,
+        /// Why.
+        detail: String,
+    },
+}
+
+/// Makes the protocol machine of a partition.
+pub type ProtocolFactory = Arc<dyn Fn(PartitionId) -> Box<dyn Protocol> + Send + Sync>;
+/// Makes the witness of a partition.
+pub type WitnessFactory = Arc<dyn Fn(PartitionId) -> Box<dyn Witness> + Send + Sync>;
+
+/// What the partitions of a unit consist of.
+#[derive(Clone)]
+pub struct Application {
+    /// The actor kinds.
+    pub registry: Arc<Registry>,
+    /// The rollback protocol of each partition.
+    pub protocol: ProtocolFactory,
+    /// Limits.
+    pub limits: Limits,
+    /// The program's name and version, for people who list checkpoints.
+    pub program: String,
+}
+
+/// Why a unit could not be opened.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The checkpoints cannot be listed.
+    #[error("the checkpoints cannot be listed: {0}")]
+    Checkpoints(String),
+    /// The map in the superblock is not one.
+    #[error("the map in the superblock is damaged or of a newer release: {0}")]
+    Map(Malformed),
+    /// A partition cannot be restored or replayed.
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+    /// No checkpoint can be restored, and the log does not reach back far enough to do without.
+    #[error("{partition}: no checkpoint can be restored ({detail}) and the log begins after position {from}")]
+    NoCheckpoint {
+        /// Which partition.
+        partition: PartitionId,
+        /// What was tried.
+        detail: String,
+        /// Where the log begins.
+        from: Position,
+    },
+}
+
+/// What was found at opening.
+#[derive(Clone, Debug, Default)]
+pub struct OpenReport {
+    /// Of the journal.
+    pub journal: RecoveryReport,
+    /// Of the checkpoints.
+    pub checkpoints: Vec<CheckpointFinding>,
+    /// Versions that could not be restored.
+    pub failed_restores: Vec<(PartitionId, Version, String)>,
+    /// Records replayed.
+    pub replayed: u64,
+    /// Partitions that stopped because replay diverged or could not go on; the others serve.
+    pub stopped: Vec<ReplayError>,
+}
+
+struct Writing {
+    position: Position,
+    header: Vec<u8>,
+    carry: Vec<u8>,
+    drained: bool,
+    finished: bool,
+}
+
+struct Member {
+    partition: Partition,
+    durable: Position,
+    /// Ends of the log, by the commit that holds them, oldest first.
+    tails: VecDeque<(CommitSeq, Position)>,
+    writing: Option<Writing>,
+    rollback: Option<(Option<Version>, Position)>,
+}
+
+/// One journal directory with its partitions. See the module.
+pub struct Unit<D: Disk> {
+    store: Store<D>,
+    checkpoints: CheckpointStore,
+    members: Vec<Member>,
+    application: Application,
+    map: Arc<Map>,
+    outbox: Outbox,
+    /// Frames and receipts between partitions of this unit, in order.
+    inner: VecDeque<Inner>,
+    failed: Option<String>,
+    collect_due: bool,
+}
+
+enum Inner {
+    Frames { from: PartitionId, to: PartitionId, epoch: Epoch, first: Ssn, count: u32, frames: Vec<u8> },
+    Receipt { from: PartitionId, to: PartitionId, epoch: Epoch, through: Ssn },
+    Control { from: PartitionId, to: PartitionId, bytes: Vec<u8> },
+}
+
+/// Commits are sealed at the latest when this many bytes wait; above it the host feeds no inputs.
+const PENDING_BYTES: usize = 1 << 20;
+
+impl<D: Disk> Unit<D> {
+    /// Creates the store of one directory and opens it.
+    ///
+    /// # Errors
+    /// [`OpenError::Store`] when a directory is not empty or a disk fails.
+    pub fn create(
+        disks: Vec<D>,
+        identity: Identity,
+        options: Options,
+        map: Arc<Map>,
+        application: Application,
+        witness: &WitnessFactory,
+        now: Time,
+        outside: &mut dyn Outside,
+    ) -> Result<Self, OpenError> {
+        let checkpoints =
+            CheckpointStore::empty(CheckpointIdentity { store: identity.store, lineage: identity.lineage });
+        let directory = identity.directory;
+        let store = Store::create(disks, identity, options)?;
+        let members = Self::empty_members(&store.identity().clone(), directory, &map, &application, witness);
+        let mut unit = Self::assemble(store, checkpoints, members, application, map);
+        unit.go_live(now, &|_| Ending::default(), outside);
+        Ok(unit)
+    }
+
+    /// Opens the store of one directory: newest usable checkpoints, then the log behind them.
+    /// `ending` says how the last holder of each partition ended.
+    ///
+    /// # Errors
+    /// [`OpenError`]. A partition whose replay diverges is no error: it is stopped and reported.
+    pub fn open(
+        disks: Vec<D>,
+        options: OpenOptions,
+        application: Application,
+        witness: &WitnessFactory,
+        ending: &dyn Fn(PartitionId) -> Ending,
+        now: Time,
+        outside: &mut dyn Outside,
+    ) -> Result<(Self, OpenReport), OpenError> {
+        let mut mounted = Store::mount(disks, options)?;
+        let identity = mounted.identity().clone();
+        let map = Arc::new(Map::decode(&identity.meta).map_err(OpenError::Map)?);
+        let mut report = OpenReport::default();
+        let checkpoint_identity = CheckpointIdentity { store: identity.store, lineage: identity.lineage };
+        let (mut checkpoints, findings) =
+            CheckpointStore::scan(mounted.copies(), checkpoint_identity, ScanMode::Repair)
+                .map_err(|error| OpenError::Checkpoints(error.to_string()))?;
+        report.checkpoints = findings;
+        let mut members = Self::empty_members(&identity, identity.directory, &map, &application, witness);
+        for member in &mut members {
+            Self::restore(
+                &mut mounted,
+                &mut checkpoints,
+                member,
+                &identity,
+                &map,
+                &application,
+                witness,
+                &mut report,
+            )?;
+        }
+        let mut stopped: Vec<Option<ReplayError>> = members.iter().map(|_| None).collect();
+        let mut replayed = 0;
+        let mut sink = |record: &Record<'_>| -> Result<(), OpenError> {
+            let Some(index) = members.iter().position(|m| LogId::from(m.partition.id()) == record.log) else {
+                return Ok(());
+            };
+            if stopped[index].is_some() {
+                return Ok(());
+            }
+            let partition = &mut members[index].partition;
+            // A log that begins after what the checkpoint holds has lost its beginning.
+            if record.position > partition.log_tail().next() {
+                return Err(OpenError::NoCheckpoint {
+                    partition: partition.id(),
+                    detail: "what there is ends before the log begins".into(),
+                    from: record.position,
+                });
+            }
+            let kind = u8::try_from(record.kind).unwrap_or(u8::MAX);
+            match partition.replay(record.position, record.epoch, kind, record.payload) {
+                Ok(()) => replayed += 1,
+                Err(error) => stopped[index] = Some(error),
+            }
+            Ok(())
+        };
+        let (store, journal) = mounted.recover(&mut sink).map_err(|error| match error {
+            RecoverError::Store(error) => OpenError::Store(error),
+            RecoverError::Sink(error) => error,
+        })?;
+        report.journal = journal;
+        report.replayed = replayed;
+        for (member, error) in members.iter_mut().zip(stopped) {
+            if let Some(error) = error {
+                member.partition.stop();
+                report.stopped.push(error);
+            }
+        }
+        for member in &mut members {
+            let log = LogId::from(member.partition.id());
+            if affected_logs(&report.journal.lost).contains(&log) {
+                member.partition.stop();
+            }
+        }
+        let mut unit = Self::assemble(store, checkpoints, members, application, map);
+        // Damaged or opened for reading: what is whole can be read, nothing can be written.
+        unit.failed = unit.store.refusing().map(ToString::to_string);
+        unit.go_live(now, ending, outside);
+        Ok((unit, report))
+    }
+
+    fn assemble(
+        store: Store<D>,
+        checkpoints: CheckpointStore,
+        members: Vec<Member>,
+        application: Application,
+        map: Arc<Map>,
+    ) -> Self {
+        Self {
+            store,
+            checkpoints,
+            members,
+            application,
+            map,
+            outbox: Outbox::default(),
+            inner: VecDeque::new(),
+            failed: None,
+            collect_due: true,
+        }
+    }
+
+    fn empty_member(
+        id: PartitionId,
+        identity: &Identity,
+        map: &Arc<Map>,
+        application: &Application,
+        witness: &WitnessFactory,
+    ) -> Member {
+        let setup = Setup {
+            id,
+            lineage: identity.lineage,
+            map: map.clone(),
+            registry: application.registry.clone(),
+            limits: application.limits.clone(),
+        };
+        let partition = Partition::new(setup, (application.protocol)(id), witness(id));
+        Member { partition, durable: Position(0), tails: VecDeque::new(), writing: None, rollback: None }
+    }
+
+    fn empty_members(
+        identity: &Identity,
+        directory: DirectoryId,
+        map: &Arc<Map>,
+        application: &Application,
+        witness: &WitnessFactory,
+    ) -> Vec<Member> {
+        let ids: Vec<_> = map.partitions_in(directory).collect();
+        ids.into_iter().map(|id| Self::empty_member(id, identity, map, application, witness)).collect()
+    }
+
+    /// Restores the newest version that can be; each failure is counted durably, and a version
+    /// that failed too often is quarantined by the checkpoint store.
+    fn restore(
+        mounted: &mut Mounted<D>,
+        checkpoints: &mut CheckpointStore,
+        member: &mut Member,
+        identity: &Identity,
+        map: &Arc<Map>,
+        application: &Application,
+        witness: &WitnessFactory,
+        report: &mut OpenReport,
+    ) -> Result<(), OpenError> {
+        let id = member.partition.id();
+        let log = LogId::from(id);
+        while let Some(version) = checkpoints.newest(log) {
+            match Self::restore_version(mounted.copies(), checkpoints, &mut member.partition, version) {
+                Ok(()) => break,
+                Err(detail) => {
+                    checkpoints
+                        .record_failed_restore(mounted.copies(), log, version)
+                        .map_err(|error| OpenError::Checkpoints(error.to_string()))?;
+                    report.failed_restores.push((id, version, detail));
+                    *member = Self::empty_member(id, identity, map, application, witness);
+                }
+            }
+        }
+        if let Some(last) = checkpoints.versions(log).last() {
+            member.partition.set_last_version(last.manifest.version);
+        }
+        Ok(())
+    }
+
+    fn restore_version(
+        copies: &mut rallypoint_store::copies::Copies<D>,
+        checkpoints: &mut CheckpointStore,
+        partition: &mut Partition,
+        version: Version,
+    ) -> Result<(), String> {
+        let log = LogId::from(partition.id());
+        let header = checkpoints.read_header(copies, log, version).map_err(|e| e.to_string())?;
+        let chain = checkpoints.chain(log, version).map_err(|e| e.to_string())?;
+        partition.restore(version, &header).map_err(|e| e.to_string())?;
+        for link in chain {
+            let mut load = |bytes: &[u8]| partition.load_content(bytes).map_err(|e| e.to_string());
+            checkpoints.read(copies, log, link, &mut load).map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
+
+    fn go_live(&mut self, now: Time, ending: &dyn Fn(PartitionId) -> Ending, outside: &mut dyn Outside) {
+        for index in 0..self.members.len() {
+            let member = &mut self.members[index];
+            member.durable = member.partition.log_tail();
+            let ending = ending(member.partition.id());
+            member.partition.go_live(now, &ending, &mut self.outbox);
+            self.obey(index, now, outside);
+        }
+        self.settle(now, outside);
+    }
+
+    // ---------------------------------------------------------------- getters
+
+    /// The map of the store.
+    #[must_use]
+    pub fn map(&self) -> &Arc<Map> {
+        &self.map
+    }
+
+    /// Which directory this is.
+    #[must_use]
+    pub fn directory(&self) -> DirectoryId {
+        self.store.identity().directory
+    }
+
+    /// The partitions.
+    pub fn partitions(&self) -> impl Iterator<Item = &Partition> {
+        self.members.iter().map(|member| &member.partition)
+    }
+
+    /// The checkpoints.
+    #[must_use]
+    pub fn checkpoints(&self) -> &CheckpointStore {
+        &self.checkpoints
+    }
+
+    /// The store, for its figures and its upkeep.
+    pub fn store(&mut self) -> &mut Store<D> {
+        &mut self.store
+    }
+
+    /// Store and checkpoints together, for scrubbing and backup.
+    pub fn storage(&mut self) -> (&mut Store<D>, &mut CheckpointStore) {
+        (&mut self.store, &mut self.checkpoints)
+    }
+
+    /// Why nothing is acknowledged any more, if so.
+    #[must_use]
+    pub fn failure(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+
+    /// True when so much waits for the commit in flight that inputs should wait outside.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.store.pending_bytes() >= PENDING_BYTES && self.store.in_flight().is_some()
+    }
+
+    /// True while a commit is in flight.
+    #[must_use]
+    pub fn is_committing(&self) -> bool {
+        self.store.in_flight().is_some()
+    }
+
+    /// True when nothing waits anywhere in this unit.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.inner.is_empty()
+            && self.store.in_flight().is_none()
+            && self.store.pending_bytes() == 0
+            && self.members.iter().all(|m| m.partition.is_quiet() && m.writing.is_none())
+    }
+
+    /// When [`Unit::tick`] should be called next, at the latest.
+    #[must_use]
+    pub fn next_deadline(&self) -> Time {
+        self.members.iter().map(|m| m.partition.next_deadline()).min().unwrap_or(Time::NEVER)
+    }
+
+    /// True while a checkpoint is being written.
+    #[must_use]
+    pub fn is_checkpointing(&self) -> bool {
+        self.members.iter().any(|member| member.writing.is_some())
+    }
+
+    fn index(&self, partition: PartitionId) -> Option<usize> {
+        self.members.iter().position(|member| member.partition.id() == partition)
+    }
+
+    // ---------------------------------------------------------------- events
+
+    /// A client's input for one of the partitions here.
+    pub fn input(
+        &mut self,
+        now: Time,
+        partition: PartitionId,
+        session: SessionId,
+        seq: InputSeq,
+        acknowledged_below: InputSeq,
+        read_only: bool,
+        parcel: &[u8],
+        outside: &mut dyn Outside,
+    ) {
+        let Some(index) = self.index(partition).filter(|_| self.failed.is_none() || read_only) else {
+            return outside.turn(session, seq, Turned::Stopped);
+        };
+        let partition = &mut self.members[index].partition;
+        partition.handle_input(now, session, seq, acknowledged_below, read_only, parcel, &mut self.outbox);
+        self.obey(index, now, outside);
+    }
+
+    /// Frames from a partition of another unit.
+    ///
+    /// # Errors
+    /// [`Malformed`] when the bytes are no frames; the connection they came over is not to be
+    /// trusted.
+    pub fn frames(
+        &mut self,
+        now: Time,
+        from: PartitionId,
+        to: PartitionId,
+        epoch: Epoch,
+        first: Ssn,
+        count: u32,
+        frames: &[u8],
+        outside: &mut dyn Outside,
+    ) -> Result<(), Malformed> {
+        let Some(index) = self.index(to).filter(|_| self.failed.is_none()) else { return Ok(()) };
+        let partition = &mut self.members[index].partition;
+        let result = partition.handle_frames(now, from, epoch, first, count, frames, &mut self.outbox);
+        self.obey(index, now, outside);
+        result
+    }
+
+    /// A receipt from a partition of another unit.
+    pub fn receipt(
+        &mut self,
+        now: Time,
+        from: PartitionId,
+        to: PartitionId,
+        epoch: Epoch,
+        through: Ssn,
+        outside: &mut dyn Outside,
+    ) {
+        self.with(to, now, outside, |partition, out| {
+            partition.handle_receipt(now, from, epoch, through, out)
+        });
+    }
+
+    /// The way to the unit that holds `peer` is new.
+    pub fn connected(&mut self, now: Time, peer: PartitionId, outside: &mut dyn Outside) {
+        for index in 0..self.members.len() {
+            self.members[index].partition.handle_connected(now, peer, &mut self.outbox);
+            self.obey(index, now, outside);
+        }
+    }
+
+    /// An effect ended: 0 done (with the value), 1 failed (with a text).
+    pub fn effect(
+        &mut self,
+        now: Time,
+        partition: PartitionId,
+        key: EffectKey,
+        outcome: u8,
+        value: &[u8],
+        outside: &mut dyn Outside,
+    ) {
+        self.with(partition, now, outside, |p, out| p.handle_effect(now, key, outcome, value, out));
+    }
+
+    /// A control message of the protocol for a partition here.
+    pub fn control(
+        &mut self,
+        now: Time,
+        from: Peer,
+        to: PartitionId,
+        bytes: &[u8],
+        outside: &mut dyn Outside,
+    ) {
+        self.with(to, now, outside, |partition, out| partition.handle_control(now, from, bytes, out));
+    }
+
+    /// The host gave up on the unit that holds `peer`.
+    pub fn peer_failed(&mut self, now: Time, peer: PartitionId, outside: &mut dyn Outside) {
+        for index in 0..self.members.len() {
+            self.members[index].partition.handle_peer_failed(now, peer, &mut self.outbox);
+            self.obey(index, now, outside);
+        }
+    }
+
+    /// Asks every partition for a checkpoint (`only_if_behind`: those that ran anything since the
+    /// last one).
+    pub fn request_checkpoints(&mut self, now: Time, only_if_behind: bool, outside: &mut dyn Outside) {
+        for index in 0..self.members.len() {
+            let partition = &mut self.members[index].partition;
+            if !only_if_behind || partition.runs_since_cut() > 0 {
+                partition.request_checkpoint(now, &mut self.outbox);
+                self.obey(index, now, outside);
+            }
+        }
+    }
+
+    /// Time passed: timers, deadlines, retransmission.
+    pub fn tick(&mut self, now: Time, outside: &mut dyn Outside) {
+        for index in 0..self.members.len() {
+            if self.members[index].partition.next_deadline() <= now {
+                self.members[index].partition.handle_time(now, &mut self.outbox);
+                self.obey(index, now, outside);
+            }
+        }
+    }
+
+    /// Drops an input that was set aside.
+    pub fn drop_set_aside(&mut self, partition: PartitionId, position: Position) -> bool {
+        self.index(partition).is_some_and(|at| self.members[at].partition.drop_set_aside(position))
+    }
+
+    fn with(
+        &mut self,
+        partition: PartitionId,
+        now: Time,
+        outside: &mut dyn Outside,
+        act: impl FnOnce(&mut Partition, &mut Outbox),
+    ) {
+        if let Some(index) = self.index(partition).filter(|_| self.failed.is_none()) {
+            act(&mut self.members[index].partition, &mut self.outbox);
+            self.obey(index, now, outside);
+        }
+    }
+
+    // ---------------------------------------------------------------- the store's side
+
+    /// Goes on: takes completions, tells partitions what is durable, seals the next commit, feeds
+    /// checkpoints. True when anything happened. Call it after each batch of events.
+    pub fn pump(&mut self, now: Time, outside: &mut dyn Outside) -> bool {
+        self.settle(now, outside);
+        let mut any = false;
+        while let Some(event) = self.store.poll() {
+            any = true;
+            self.store_event(event, now, outside);
+            self.settle(now, outside);
+        }
+        any |= self.seal();
+        any |= self.feed_checkpoints(now, outside);
+        any
+    }
+
+    /// Like [`Unit::pump`], but waits for a completion when a commit is in flight; the disk may use
+    /// this thread for it.
+    pub fn pump_waiting(&mut self, now: &mut dyn FnMut() -> Time, outside: &mut dyn Outside) {
+        let at = now();
+        self.settle(at, outside);
+        self.seal();
+        if self.store.in_flight().is_some()
+            && let Some(event) = self.store.wait()
+        {
+            let at = now();
+            self.store_event(event, at, outside);
+            self.settle(at, outside);
+        }
+        self.pump(at, outside);
+    }
+
+    /// Nothing has happened for a while: an empty commit carries the watermark over the last one.
+    pub fn idle(&mut self) -> bool {
+        self.failed.is_none() && self.store.pending_bytes() == 0 && self.store.commit_idle().is_some()
+    }
+
+    fn seal(&mut self) -> bool {
+        if self.failed.is_some() || self.store.in_flight().is_some() || self.store.pending_bytes() == 0 {
+            return false;
+        }
+        self.store.commit().is_some()
+    }
+
+    fn store_event(&mut self, event: StoreEvent, now: Time, outside: &mut dyn Outside) {
+        match event {
+            StoreEvent::Durable { commit } => {
+                for index in 0..self.members.len() {
+                    let member = &mut self.members[index];
+                    let before = member.durable;
+                    while let Some(&(in_commit, position)) = member.tails.front()
+                        && in_commit <= commit
+                    {
+                        member.durable = position;
+                        member.tails.pop_front();
+                    }
+                    if member.durable > before {
+                        member.partition.handle_durable(now, member.durable, &mut self.outbox);
+                        self.obey(index, now, outside);
+                    }
+                    self.finish_rollback(index, now, outside);
+                }
+            }
+            StoreEvent::CopyLost { copy, place, error, .. } => {
+                let detail = format!("{place}: {error}");
+                outside.notice(UnitNotice::CopyLost { copy, detail });
+                while let Some(event) = self.checkpoints.poll(self.store.copies()) {
+                    self.checkpoint_event(event, now, outside);
+                }
+            }
+            StoreEvent::SpaceShort(error) => outside.notice(UnitNotice::Space(error.to_string())),
+            StoreEvent::SpaceBack => outside.notice(UnitNotice::Space("there is space again".into())),
+            // What runs on would be lost: records are refused from here on.
+            StoreEvent::Full(error) | StoreEvent::Failed(error) => {
+                self.failed = Some(error.to_string());
+                outside.notice(UnitNotice::StoreFailed(error.to_string()));
+            }
+            StoreEvent::Other(routed) if routed.owner == Owner::Checkpoint => {
+                let mut event = self.checkpoints.handle(self.store.copies(), routed);
+                while let Some(next) = event {
+                    self.checkpoint_event(next, now, outside);
+                    event = self.checkpoints.poll(self.store.copies());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Carries out a partition's commands, in order.
+    fn obey(&mut self, index: usize, now: Time, outside: &mut dyn Outside) {
+        if self.outbox.commands.is_empty() {
+            return;
+        }
+        let mut outbox = std::mem::take(&mut self.outbox);
+        let from = self.members[index].partition.id();
+        for command in outbox.commands.drain(..) {
+            let bytes = &outbox.bytes;
+            match command {
+                Command::Append { kind, position, epoch, payload } => {
+                    let payload = &bytes[payload];
+                    let (log, kind) = (LogId::from(from), u16::from(kind));
+                    let record = Record { log, position, epoch, kind, schema: 1, payload };
+                    if self.failed.is_some() {
+                        continue;
+                    }
+                    match self.store.append(&record) {
+                        Ok(commit) => {
+                            let tails = &mut self.members[index].tails;
+                            match tails.back_mut() {
+                                Some((last, at)) if *last == commit => *at = position,
+                                _ => tails.push_back((commit, position)),
+                            }
+                        }
+                        Err(error) => {
+                            self.failed = Some(error.to_string());
+                            outside.notice(UnitNotice::StoreFailed(error.to_string()));
+                        }
+                    }
+                }
+                Command::Transmit { to, epoch, first, count, frames } => {
+                    if self.index(to).is_some() {
+                        let frames = bytes[frames].to_vec();
+                        self.inner.push_back(Inner::Frames { from, to, epoch, first, count, frames });
+                    } else {
+                        outside.transmit(from, to, epoch, first, count, &bytes[frames]);
+                    }
+                }
+                Command::Receipt { to, epoch, through } => {
+                    if self.index(to).is_some() {
+                        self.inner.push_back(Inner::Receipt { from, to, epoch, through });
+                    } else {
+                        outside.receipt(from, to, epoch, through);
+                    }
+                }
+                Command::Reply { session, seq, outcome, bytes: span } => {
+                    outside.reply(session, seq, outcome, &bytes[span]);
+                }
+                Command::Turn { session, seq, why } => outside.turn(session, seq, why),
+                Command::Perform { key, name, payload, timeout } => {
+                    let name = std::str::from_utf8(&bytes[name]).unwrap_or_default();
+                    outside.perform(from, key, name, &bytes[payload], timeout);
+                }
+                Command::BeginCheckpoint { version, position, epoch, full, header } => {
+                    let header = bytes[header].to_vec();
+                    self.begin_checkpoint(index, version, position, epoch, full, header, now, outside);
+                }
+                Command::Restore { version, epoch } => self.roll_back(index, version, epoch, outside),
+                Command::Forget { .. } => self.collect_due = true,
+                Command::Control { to: Peer::Partition(to), bytes: span } if self.index(to).is_some() => {
+                    self.inner.push_back(Inner::Control { from, to, bytes: bytes[span].to_vec() });
+                }
+                Command::Control { to, bytes: span } => outside.control(from, to, &bytes[span]),
+                Command::Notice(notice) => outside.notice(UnitNotice::Partition(from, notice)),
+            }
+        }
+        // Commands that came up meanwhile (a failed begin, a rollback) are in the new outbox.
+        std::mem::swap(&mut self.outbox, &mut outbox);
+        self.outbox.bytes.clear();
+        if !outbox.commands.is_empty() {
+            std::mem::swap(&mut self.outbox, &mut outbox);
+            self.obey(index, now, outside);
+        }
+    }
+
+    /// Delivers what partitions of this unit have for each other.
+    fn settle(&mut self, now: Time, outside: &mut dyn Outside) {
+        while let Some(inner) = self.inner.pop_front() {
+            if self.failed.is_some() {
+                continue;
+            }
+            match inner {
+                Inner::Frames { from, to, epoch, first, count, frames } => {
+                    // They come from the partition next door: malformed would be a bug of ours.
+                    let result = self.frames(now, from, to, epoch, first, count, &frames, outside);
+                    debug_assert!(result.is_ok(), "frames of our own are malformed: {result:?}");
+                }
+                Inner::Receipt { from, to, epoch, through } => {
+                    self.receipt(now, from, to, epoch, through, outside);
+                }
+                Inner::Control { from, to, bytes } => {
+                    self.control(now, Peer::Partition(from), to, &bytes, outside);
+                }
+            }
+        }
+    }
+
+    // ---------------------------------------------------------------- checkpoints
+
+    fn begin_checkpoint(
+        &mut self,
+        index: usize,
+        version: Version,
+        position: Position,
+        epoch: Epoch,
+        full: bool,
+        header: Vec<u8>,
+        now: Time,
+        outside: &mut dyn Outside,
+    ) {
+        let member = &mut self.members[index];
+        let base = if full { None } else { member.partition.checkpoint_base() };
+        let begin = Begin {
+            log: LogId::from(member.partition.id()),
+            position,
+            epoch,
+            base,
+            schema: 1,
+            created: now,
+            program: self.application.program.clone(),
+            not_below: version,
+        };
+        match self.checkpoints.begin(self.store.copies(), begin) {
+            Ok(begun) if begun == version => {
+                let (carry, drained, finished) = (Vec::new(), false, false);
+                member.writing = Some(Writing { position, header, carry, drained, finished });
+            }
+            Ok(begun) => {
+                self.checkpoints.abort(self.store.copies(), LogId::from(member.partition.id()));
+                let detail = format!("the store called version {version} {begun}");
+                self.members[index].partition.set_last_version(begun);
+                self.give_up_checkpoint(index, detail, now, outside);
+            }
+            Err(error) => self.give_up_checkpoint(index, error.to_string(), now, outside),
+        }
+    }
+
+    fn give_up_checkpoint(&mut self, index: usize, detail: String, now: Time, outside: &mut dyn Outside) {
+        self.members[index].writing = None;
+        self.members[index].partition.checkpoint_failed(detail, &mut self.outbox);
+        let _ = (now, outside); // its commands are carried out by the caller's `obey`
+    }
+
+    /// One chunk per call and partition, so that messages are not delayed by more than one.
+    fn feed_checkpoints(&mut self, now: Time, outside: &mut dyn Outside) -> bool {
+        let mut any = false;
+        for index in 0..self.members.len() {
+            let member = &mut self.members[index];
+            let log = LogId::from(member.partition.id());
+            let Some(writing) = &mut member.writing else { continue };
+            if !writing.drained && self.checkpoints.is_ready(log) {
+                any = true;
+                let mut trouble = None;
+                if writing.carry.len() < CHUNK_BYTES {
+                    match member.partition.write_snapshot(&mut writing.carry, CHUNK_BYTES) {
+                        Ok(more) => writing.drained = !more && writing.carry.len() <= CHUNK_BYTES,
+                        Err(error) => trouble = Some(error.to_string()),
+                    }
+                }
+                let len = writing.carry.len().min(CHUNK_BYTES);
+                if len > 0 && trouble.is_none() {
+                    let chunk = &writing.carry[..len];
+                    match self.checkpoints.write_chunk(self.store.copies(), log, chunk) {
+                        Ok(()) => drop(writing.carry.drain(..len)),
+                        Err(error) => trouble = Some(error.to_string()),
+                    }
+                }
+                if let Some(detail) = trouble {
+                    self.checkpoints.abort(self.store.copies(), log);
+                    self.give_up_checkpoint(index, detail, now, outside);
+                    self.obey(index, now, outside);
+                    continue;
+                }
+            }
+            let member = &mut self.members[index];
+            let Some(writing) = &mut member.writing else { continue };
+            if writing.drained && !writing.finished && member.durable >= writing.position {
+                any = true;
+                writing.finished = true;
+                let header = std::mem::take(&mut writing.header);
+                if let Err(error) = self.checkpoints.finish(self.store.copies(), log, &header) {
+                    self.checkpoints.abort(self.store.copies(), log);
+                    self.give_up_checkpoint(index, error.to_string(), now, outside);
+                    self.obey(index, now, outside);
+                }
+            }
+        }
+        if self.collect_due && self.failed.is_none() && !self.checkpoints.is_collecting() {
+            self.collect_due = false;
+            self.checkpoints.collect(self.store.copies());
+        }
+        any
+    }
+
+    fn checkpoint_event(&mut self, event: CheckpointEvent, now: Time, outside: &mut dyn Outside) {
+        match event {
+            CheckpointEvent::Written { log, version } => {
+                let Some(index) = self.index(PartitionId(log.0)) else { return };
+                self.members[index].writing = None;
+                let partition = self.members[index].partition.id();
+                self.members[index].partition.checkpoint_durable(now, version, &mut self.outbox);
+                self.obey(index, now, outside);
+                outside.notice(UnitNotice::CheckpointWritten { partition, version });
+                self.collect_due = true;
+                let cut = self.checkpoints.log_cut(log);
+                if cut > Position(0) {
+                    self.store.cut(log, cut.next());
+                }
+            }
+            CheckpointEvent::Failed { log, reason, .. } => {
+                let Some(index) = self.index(PartitionId(log.0)) else { return };
+                if self.members[index].writing.is_some() {
+                    self.give_up_checkpoint(index, reason.to_string(), now, outside);
+                    self.obey(index, now, outside);
+                }
+                self.collect_due = true;
+            }
+            CheckpointEvent::CopyFailed { copy, error } => self.store.drop_copy(copy, error),
+            event @ (CheckpointEvent::Repaired { .. } | CheckpointEvent::Damaged { .. }) => {
+                outside.notice(UnitNotice::CheckpointDamage(format!("{event:?}")));
+            }
+            _ => {}
+        }
+    }
+
+    // ---------------------------------------------------------------- rollback
+
+    fn roll_back(&mut self, index: usize, version: Option<Version>, epoch: Epoch, outside: &mut dyn Outside) {
+        let member = &mut self.members[index];
+        let (id, log) = (member.partition.id(), LogId::from(member.partition.id()));
+        if let Some(version) = version {
+            self.checkpoints.abort(self.store.copies(), log);
+            member.writing = None;
+            let undone: Vec<Version> =
+                self.checkpoints.versions(log).iter().map(|info| info.manifest.version).collect();
+            let mut trouble = None;
+            for undone in undone.into_iter().rev().filter(|&undone| undone > version) {
+                if let Err(error) = self.checkpoints.drop_version(self.store.copies(), log, undone) {
+                    trouble = Some(error.to_string());
+                }
+            }
+            member.partition.begin_rollback();
+            if version > Version(0) && trouble.is_none() {
+                trouble = Self::restore_version(
+                    self.store.copies(),
+                    &mut self.checkpoints,
+                    &mut member.partition,
+                    version,
+                )
+                .err();
+            }
+            if let Some(detail) = trouble {
+                // A partition that cannot go back must not go on.
+                member.partition.stop();
+                outside.notice(UnitNotice::RestoreFailed { partition: id, version, detail });
+                return;
+            }
+        }
+        member.partition.append_epoch(epoch, &mut self.outbox);
+        member.rollback = Some((version, member.partition.log_tail()));
+    }
+
+    fn finish_rollback(&mut self, index: usize, now: Time, outside: &mut dyn Outside) {
+        let member = &mut self.members[index];
+        if let Some((version, position)) = member.rollback
+            && member.durable >= position
+        {
+            member.rollback = None;
+            member.partition.rolled_back(now, version, &mut self.outbox);
+            self.obey(index, now, outside);
+        }
+    }
+
+    // ---------------------------------------------------------------- orderly stop
+
+    /// Marks an orderly stop in every log (after the checkpoints that [`Unit::request_checkpoints`]
+    /// asked for are durable). Pump until [`Unit::is_quiet`], then drop the unit.
+    pub fn append_stops(&mut self, now: Time, outside: &mut dyn Outside) {
+        for index in 0..self.members.len() {
+            self.members[index].partition.append_stop(&mut self.outbox);
+            self.obey(index, now, outside);
+        }
+    }
+
+    /// Gives the disks back.
+    #[must_use]
+    pub fn into_disks(self) -> Vec<D> {
+        self.store.into_disks()
+    }
+}
