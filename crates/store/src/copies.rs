@@ -156,6 +156,18 @@ impl<D: Disk> Copies<D> {
         }
     }
 
+    /// Hands what is queued to the disks' threads, so that it runs while the caller goes on; what
+    /// completes is kept for [`Copies::poll`] and [`Copies::finish`].
+    pub fn start(&mut self) {
+        for index in 0..self.copies.len() {
+            while let Some(completion) = self.copies[index].disk.poll() {
+                if let Some(routed) = self.route(index, completion) {
+                    self.stashed.push_back(routed);
+                }
+            }
+        }
+    }
+
     /// Runs one operation on one copy to its end; what else completes meanwhile is kept for
     /// [`Copies::poll`].
     ///

@@ -3,6 +3,16 @@
 //! Internal to `rallypoint`; no semver promise.
 #![forbid(unsafe_code)]
 
+pub mod block;
 pub mod copies;
 pub mod disk;
+pub mod error;
+pub mod journal;
+pub mod mirror;
+pub mod record;
+pub mod recovery;
+pub mod scrub;
 pub mod sim_disk;
+pub mod store;
+pub mod superblock;
+mod upkeep;

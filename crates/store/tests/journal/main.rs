@@ -1,0 +1,4 @@
+//! The journal on the simulated disk: what it keeps, what it repairs, what it refuses.
+
+mod basic;
+mod rig;
