@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod block;
+pub mod checkpoint;
 pub mod copies;
 pub mod disk;
 pub mod error;

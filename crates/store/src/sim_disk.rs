@@ -221,7 +221,9 @@ impl SimPower {
     /// Cuts the power of all drives on this line. What survives on each is settled by its seed when
     /// it is next opened (or earlier, by [`SimDrive::crash_with`]).
     pub fn crash(&self) {
-        self.lock().cuts += 1;
+        let mut power = self.lock();
+        power.cuts += 1;
+        power.crash_at = None;
     }
 
     /// The `nth` operation submitted from now on to any drive of this line (1 = the next) never
