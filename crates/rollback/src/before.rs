@@ -7,6 +7,11 @@
 //! Source: Elnozahy et al. 2002, section 2.4 (output commit); the table form is ours.
 
 /// Something that another party can observe, or that cannot be taken back.
+///
+/// ```
+/// use rallypoint_rollback::{before::Leaves, independent::BEFORE};
+/// assert!(BEFORE.iter().any(|row| row.leaves == Leaves::Resumption));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Leaves {
@@ -31,6 +36,14 @@ pub enum Leaves {
 }
 
 /// What it waits for.
+///
+/// ```
+/// use rallypoint_rollback::{before::{Durable, Leaves}, independent::BEFORE};
+/// // The one thing that the independent protocol never delays is a frame.
+/// let at_once: Vec<Leaves> =
+///     BEFORE.iter().filter(|row| row.durable == Durable::Nothing).map(|row| row.leaves).collect();
+/// assert_eq!(at_once, [Leaves::Frame]);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Durable {

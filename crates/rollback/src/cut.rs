@@ -127,6 +127,13 @@ pub type Cut = BTreeMap<PartitionId, Point>;
 pub type Histories = BTreeMap<PartitionId, History>;
 
 /// A checkpoint that does not continue its history.
+///
+/// ```
+/// use rallypoint_base::id::Version;
+/// use rallypoint_rollback::cut::{History, LocalState, NotLater};
+/// let refused = History::initial().push(Version(0), LocalState::default());
+/// assert_eq!(refused, Err(NotLater { version: Version(0) }));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error(
     "checkpoint {version} does not continue the history: its version or one of its counters is not above the one before"

@@ -21,6 +21,15 @@ use thiserror::Error;
 ///
 /// Cannot happen while every history reaches down to the last line with all failed: then metadata
 /// was lost, or somebody collected too much.
+///
+/// ```
+/// use rallypoint_base::id::PartitionId;
+/// use rallypoint_rollback::cut::{Histories, History};
+/// use rallypoint_rollback::line::{NoLine, recovery_line};
+/// let partition = PartitionId(3);
+/// let histories = Histories::from([(partition, History::empty())]);
+/// assert_eq!(recovery_line(&histories, &Default::default()), Err(NoLine { partition }));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error(
     "no known checkpoint of {partition} is consistent with the others: its older checkpoints are lost or were collected too early"

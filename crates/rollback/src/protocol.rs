@@ -23,6 +23,13 @@ use rallypoint_base::time::Time;
 use rallypoint_base::wire::Malformed;
 
 /// The other end of a control message.
+///
+/// ```
+/// use rallypoint_base::id::PartitionId;
+/// use rallypoint_rollback::protocol::{Command, Peer};
+/// let to_all = [0, 1].map(|id| Command::Control { to: Peer::Partition(PartitionId(id)), bytes: vec![7] });
+/// assert_ne!(to_all[0], to_all[1]);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Peer {
     /// Another partition's protocol machine.
@@ -32,6 +39,13 @@ pub enum Peer {
 }
 
 /// Channel counters of one partition with one other, at one instant.
+///
+/// ```
+/// use rallypoint_base::id::{PartitionId, Ssn};
+/// use rallypoint_rollback::protocol::{Channel, Channels};
+/// let channels = Channels::from([(PartitionId(1), Channel { sent: Ssn(3), ..Channel::default() })]);
+/// assert_eq!(channels[&PartitionId(1)].received, Ssn(0));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Channel {
     /// Last ssn sent to the other partition.
@@ -206,7 +220,27 @@ pub enum Command {
 ///
 /// The order of calls: [`Protocol::load`] (after a restore), [`Protocol::handle`] with
 /// [`Event::Restarted`] once, then any events; [`Protocol::piggyback`] once per frame sent, at the
-/// end of the run that sent it; [`Protocol::save`] at each cut.
+/// end of the run that sent it and before its [`Event::Ran`]; [`Protocol::save`] at each cut, before
+/// its [`Event::CheckpointTaken`].
+///
+/// ```
+/// use rallypoint_rollback::protocol::{Command, Event, Protocol};
+///
+/// /// Remembers nothing and lets everything out: safe only where nothing ever fails.
+/// struct Hope;
+///
+/// impl Protocol for Hope {
+///     fn name(&self) -> &'static str {
+///         "hope"
+///     }
+///     fn handle(&mut self, event: Event<'_>, out: &mut Vec<Command>) {
+///         if let Event::Ran { position, .. } = event {
+///             out.push(Command::Release { frames: position, outputs: position, receipts: position });
+///         }
+///     }
+/// }
+/// assert_eq!(Hope.name(), "hope");
+/// ```
 pub trait Protocol: Send {
     /// The protocol's name as the glossary has it.
     fn name(&self) -> &'static str;

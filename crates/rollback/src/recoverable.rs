@@ -18,6 +18,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use thiserror::Error;
 
 /// A version that does not exist, or no longer.
+///
+/// ```
+/// use rallypoint_base::id::Version;
+/// use rallypoint_rollback::recoverable::{Recoverable, UnknownVersion};
+/// let version = Version(1);
+/// assert_eq!(Recoverable::new("a").rollback(version), Err(UnknownVersion { version }));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error(
     "there is no version {version}: it was never taken, was undone by a rollback, or fell out of the limit"

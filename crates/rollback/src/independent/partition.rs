@@ -135,6 +135,8 @@ impl Protocol for Independent {
     fn load(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
         let mut reader = Reader::new(bytes);
         let stable = Version(reader.varint("stable")?);
+        // It may list versions that were removed since the cut. No line goes there: all of them lie
+        // below the stable line, and no line does.
         self.history = History::decode(&mut reader)?;
         // What an older checkpoint says of the stable line is true but may be old news.
         self.stable = self.stable.max(stable);

@@ -82,7 +82,7 @@ fn survive(name: &str, setup: Setup, count: u64) -> Counts {
 
 #[test]
 fn independent_survives_every_schedule() {
-    let sum = survive("independent", INDEPENDENT, worlds(600, 20_000));
+    let sum = survive("independent", INDEPENDENT, worlds(400, 20_000));
     for (what, times) in sum.rows() {
         assert!(times > 0, "never: {what}");
     }
