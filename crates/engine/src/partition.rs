@@ -583,24 +583,31 @@ impl Partition {
     pub fn go_live(&mut self, now: Time, ending: &Ending, out: &mut Outbox) {
         self.now = self.now.max(now);
         self.live = true;
-        for channel in self.incoming.values_mut() {
-            channel.arrived = channel.received;
-            channel.stable = channel.received;
-            channel.repeat_receipt = true;
-        }
-        for channel in self.outgoing.values_mut() {
-            channel.transmitted = channel.acknowledged;
-            channel.last_progress = self.now;
-        }
-        let ids: Vec<_> = self.effects.iter().map(|(id, _)| *id).collect();
-        for id in ids {
-            self.gate.push_back((self.position, Gated::Effect { id }));
-        }
+        self.begin_again();
         self.weigh_evidence(ending, out);
         let (version, position, channels) =
             (self.checkpoint.base.unwrap_or(Version(0)), self.position, self.channels());
         self.tell(ProtocolEvent::Restarted { version, position, channels: &channels }, out);
         self.flush(out);
+    }
+
+    /// After a restart or a rollback: unreceipted frames travel again, and receipts and outstanding
+    /// effects of the state at hand wait at the gate like those of its last run.
+    fn begin_again(&mut self) {
+        self.receipts.clear();
+        for (&from, channel) in &mut self.incoming {
+            channel.arrived = channel.received;
+            channel.repeat_receipt = true;
+            self.receipts.push_back((self.position, from, channel.received));
+        }
+        for channel in self.outgoing.values_mut() {
+            channel.transmitted = channel.acknowledged;
+            channel.last_progress = self.now;
+        }
+        self.gate.retain(|(_, gated)| !matches!(gated, Gated::Effect { .. }));
+        for (id, _) in self.effects.iter() {
+            self.gate.push_back((self.position, Gated::Effect { id: *id }));
+        }
     }
 
     fn weigh_evidence(&mut self, ending: &Ending, out: &mut Outbox) {
@@ -676,14 +683,7 @@ impl Partition {
             Source::Frame { .. } => waiting.epoch >= epoch,
             _ => true,
         });
-        for channel in self.outgoing.values_mut() {
-            channel.transmitted = channel.acknowledged;
-            channel.last_progress = self.now;
-        }
-        for channel in self.incoming.values_mut() {
-            channel.arrived = channel.received;
-            channel.repeat_receipt = true;
-        }
+        self.begin_again();
         let (position, channels) = (self.position, self.channels());
         self.tell(ProtocolEvent::RolledBack { version, epoch, position, channels: &channels }, out);
         self.flush(out);
