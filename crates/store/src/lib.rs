@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod copies;
 pub mod disk;
 pub mod error;
+pub mod event_log;
 pub mod journal;
 pub mod mirror;
 pub mod record;
