@@ -485,6 +485,12 @@ impl<D: Disk> Unit<D> {
             && self.members.iter().all(|m| m.partition.is_quiet() && m.writing.is_none())
     }
 
+    /// True when no record waits to be written.
+    #[must_use]
+    pub fn is_flushed(&self) -> bool {
+        self.store.pending_bytes() == 0
+    }
+
     /// When [`Unit::tick`] should be called next, at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> Time {

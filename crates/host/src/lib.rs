@@ -2,4 +2,11 @@
 //!
 //! Internal to `rallypoint`; no semver promise.
 
+pub mod app;
+pub mod bench;
+pub mod client;
+mod home;
+mod message;
+mod node;
 pub mod os;
+pub mod root;

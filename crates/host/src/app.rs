@@ -1,0 +1,316 @@
+//! The application: actor kinds, effects, options; and the runtime it opens into.
+//!
+//! Decides what a program consists of. The same definition runs as threads of one process
+//! ([`App::open`]) and as worker processes of the same binary ([`App::supervise`]).
+
+use crate::client::Client;
+use crate::node::{Node, NodeOptions};
+use crate::root::{Root, RootError};
+use rallypoint_base::id::{InputSeq, PartitionId, Position, SessionId};
+use rallypoint_engine::actor::Actor;
+use rallypoint_engine::codec::{Codec, Encoded, encode};
+use rallypoint_engine::effect::EffectKey;
+use rallypoint_engine::map::Map;
+use rallypoint_engine::partition::Limits;
+use rallypoint_engine::registry::{KindClash, Registry};
+use rallypoint_engine::snapshot::SetAside;
+use rallypoint_engine::unit::{Application, OpenReport, UnitNotice};
+use rallypoint_rollback::pessimistic::Pessimistic;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+type Performer = Box<dyn Fn(&EffectKey, &[u8]) -> Result<Vec<u8>, String> + Send + Sync>;
+
+/// A definition that cannot run.
+pub(crate) struct AppInner {
+    registry: Arc<Registry>,
+    effects: BTreeMap<String, Performer>,
+    limits: Limits,
+    program: String,
+}
+
+impl AppInner {
+    pub(crate) fn application(&self) -> Application {
+        Application {
+            registry: Arc::clone(&self.registry),
+            protocol: Arc::new(|_| Box::new(Pessimistic::default())),
+            limits: self.limits.clone(),
+            program: self.program.clone(),
+        }
+    }
+
+    /// Outcome and value as they stand in a record: 0 done, 1 failed.
+    pub(crate) fn perform(&self, name: &str, key: &EffectKey, payload: &[u8]) -> (u8, Vec<u8>) {
+        let Some(performer) = self.effects.get(name) else {
+            return (1, format!("no effect is registered as {name:?}").into_bytes());
+        };
+        match catch_unwind(AssertUnwindSafe(|| performer(key, payload))) {
+            Ok(Ok(value)) => (0, value),
+            Ok(Err(text)) => (1, text.into_bytes()),
+            Err(_) => (1, format!("the performer of {name:?} panicked").into_bytes()),
+        }
+    }
+}
+
+/// What a program consists of.
+pub struct App {
+    registry: Registry,
+    clash: Option<KindClash>,
+    effects: BTreeMap<String, Performer>,
+    limits: Limits,
+    program: String,
+    partitions: usize,
+    directories: usize,
+    mirror: Option<PathBuf>,
+    degraded: bool,
+    allow_unsuitable: bool,
+}
+
+impl Default for App {
+    fn default() -> Self {
+        Self::define()
+    }
+}
+
+impl App {
+    /// Begins a definition.
+    #[must_use]
+    pub fn define() -> Self {
+        let program = std::env::current_exe().ok();
+        let program = program.and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+        Self {
+            registry: Registry::default(),
+            clash: None,
+            effects: BTreeMap::new(),
+            limits: Limits::default(),
+            program: program.unwrap_or_default(),
+            partitions: 4,
+            directories: 1,
+            mirror: None,
+            degraded: false,
+            allow_unsuitable: false,
+        }
+    }
+
+    /// Adds an actor kind. Two kinds of one name are an error when the application is opened.
+    #[must_use]
+    pub fn actor<A: Actor>(mut self) -> Self {
+        if let Err(clash) = self.registry.actor::<A>() {
+            self.clash.get_or_insert(clash);
+        }
+        self
+    }
+
+    /// Registers what performs the effect `name`. It is called at least once per cause, always with
+    /// the same key for the same cause: hand the key on, so that the other side can recognise a
+    /// repetition. Runs on a thread of its own; `Err` is a failed effect, a panic too.
+    #[must_use]
+    pub fn effect<Q, R, F>(mut self, name: &str, perform: F) -> Self
+    where
+        Q: DeserializeOwned,
+        R: Serialize,
+        F: Fn(&EffectKey, Q) -> Result<R, String> + Send + Sync + 'static,
+    {
+        let performer = move |key: &EffectKey, payload: &[u8]| -> Result<Vec<u8>, String> {
+            let request = Encoded::split(payload).ok_or("the request has no codec and schema")?;
+            let request = request.decode::<Q>().map_err(|error| error.to_string())?;
+            let result = perform(key, request)?;
+            let mut out = Vec::new();
+            encode(Codec::Named, 0, &result, &mut out).map_err(|error| error.to_string())?;
+            Ok(out)
+        };
+        self.effects.insert(name.to_owned(), Box::new(performer));
+        self
+    }
+
+    /// Changes the limits.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Partitions and journal directories of a store that is created (default 4 and 1). An existing
+    /// store keeps what it was created with.
+    #[must_use]
+    pub fn layout(mut self, partitions: usize, directories: usize) -> Self {
+        self.partitions = partitions;
+        self.directories = directories;
+        self
+    }
+
+    /// Keeps a second copy of everything in this directory, meant to be on another disk.
+    #[must_use]
+    pub fn mirror(mut self, mirror: impl Into<PathBuf>) -> Self {
+        self.mirror = Some(mirror.into());
+        self
+    }
+
+    /// Opens although a copy of the in-sync set is absent and may hold more.
+    #[must_use]
+    pub fn degraded(mut self, degraded: bool) -> Self {
+        self.degraded = degraded;
+        self
+    }
+
+    /// Uses a file system that is known not to keep what it acknowledges (for tests).
+    #[must_use]
+    pub fn allow_unsuitable_file_system(mut self, allow: bool) -> Self {
+        self.allow_unsuitable = allow;
+        self
+    }
+
+    pub(crate) fn root(&self, dir: &Path, create: bool) -> Result<Root, RootError> {
+        if let Some(clash) = &self.clash {
+            return Err(RootError::Workers(clash.to_string()));
+        }
+        let layout = create.then_some((self.partitions, self.directories));
+        Root::find(dir, self.mirror.as_deref(), layout)
+    }
+
+    pub(crate) fn options(&self) -> (NodeOptions, Option<PathBuf>) {
+        let options = NodeOptions {
+            degraded: self.degraded,
+            allow_unsuitable: self.allow_unsuitable,
+            directories: None,
+        };
+        (options, self.mirror.clone())
+    }
+
+    pub(crate) fn into_inner(self) -> Arc<AppInner> {
+        Arc::new(AppInner {
+            registry: Arc::new(self.registry),
+            effects: self.effects,
+            limits: self.limits,
+            program: self.program,
+        })
+    }
+
+    /// Opens the store in `dir` (makes one in an empty or absent directory) and serves it with
+    /// threads of this process.
+    ///
+    /// # Errors
+    /// [`RootError`]: not a store, in use, damaged beyond what can be repaired, written by another
+    /// program.
+    pub fn open(self, dir: impl AsRef<Path>) -> Result<Runtime, RootError> {
+        let root = self.root(dir.as_ref(), true)?;
+        let (options, _) = self.options();
+        let node = Node::open(&root, self.into_inner(), &options)?;
+        if root.is_new {
+            root.finish_creation()?;
+        }
+        Ok(Runtime { node, root })
+    }
+}
+
+/// An open store, served by threads of this process.
+pub struct Runtime {
+    node: Node,
+    root: Root,
+}
+
+impl Runtime {
+    /// A client with a session of its own.
+    #[must_use]
+    pub fn client(&self) -> Arc<Client> {
+        self.node.client(None)
+    }
+
+    /// A client that goes on with an earlier session: inputs repeated under their old numbers get
+    /// their original answers.
+    #[must_use]
+    pub fn resume_client(&self, session: SessionId, next: InputSeq) -> Arc<Client> {
+        self.node.client(Some((session, next)))
+    }
+
+    /// What was found at opening, per journal directory.
+    #[must_use]
+    pub fn reports(&self) -> Vec<&OpenReport> {
+        self.node.reports.iter().map(|(_, report)| report).collect()
+    }
+
+    /// The map of the store.
+    #[must_use]
+    pub fn map(&self) -> &Arc<Map> {
+        &self.root.map
+    }
+
+    /// Takes a checkpoint of everything that ran since the last one and waits for it.
+    #[must_use]
+    pub fn checkpoint(&self, patience: Duration) -> bool {
+        self.node.checkpoint(patience)
+    }
+
+    /// Checkpoints written since the store was opened.
+    #[must_use]
+    pub fn checkpoints_written(&self) -> u64 {
+        self.node.shared.checkpoints_written.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Waits until nothing is on its way any more: every message between actors has arrived and is
+    /// durable. True when that was so within `patience`.
+    #[must_use]
+    pub fn drain(&self, patience: Duration) -> bool {
+        self.node.drain(patience)
+    }
+
+    /// Visits every actor: kind, key, state in MessagePack (codec, schema, bytes).
+    pub fn each_actor(&self, visit: &mut dyn FnMut(&'static str, &str, &[u8])) {
+        for home in self.node.homes() {
+            home.with_unit(|unit, _, _| {
+                unit.partitions().for_each(|partition| partition.each_actor(visit));
+            });
+        }
+    }
+
+    /// Inputs that were set aside.
+    #[must_use]
+    pub fn set_aside(&self) -> Vec<(PartitionId, SetAside)> {
+        let mut all = Vec::new();
+        for home in self.node.homes() {
+            home.with_unit(|unit, _, _| {
+                for partition in unit.partitions() {
+                    all.extend(partition.set_aside().iter().map(|entry| (partition.id(), entry.clone())));
+                }
+            });
+        }
+        all
+    }
+
+    /// Drops an input that was set aside. False when there is none at that place.
+    pub fn drop_set_aside(&self, partition: PartitionId, position: Position) -> bool {
+        self.node.drop_set_aside(partition, position)
+    }
+
+    /// What was noticed since the last call, oldest first.
+    #[must_use]
+    pub fn notices(&self) -> Vec<UnitNotice> {
+        self.node.notices()
+    }
+
+    /// Why nothing is acknowledged any more, if so.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.node.shared.failure()
+    }
+
+    /// Runs of the calling thread that carried commits (hops saved), over all directories.
+    #[must_use]
+    pub fn inline_drives(&self) -> u64 {
+        let homes = self.node.homes().iter();
+        homes.map(|home| home.inline_drives.load(std::sync::atomic::Ordering::Relaxed)).sum()
+    }
+
+    /// An orderly stop: everything is checkpointed, so that the next start replays nothing. True
+    /// when that was possible within `patience`; dropping a runtime instead is a stop that loses
+    /// nothing either.
+    #[must_use]
+    pub fn close(self, patience: Duration) -> bool {
+        self.node.close(patience)
+    }
+}

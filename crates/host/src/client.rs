@@ -1,0 +1,476 @@
+//! The client's side of an input session: numbers, windows, retries, answers.
+//!
+//! Decides which inputs are answered, what is sent again, and up to where the door may forget.
+//! Never reports an answer that was not given, and never turns silence into "not done": an input
+//! without an answer stays *unknown* until its original answer comes, however often it is repeated.
+//!
+//! Invariant: `acknowledged_below` never passes an input whose answer the caller has not taken.
+
+use crate::message::Message;
+use rallypoint_base::id::{InputSeq, PartitionId, SessionId};
+use rallypoint_base::random::Random;
+use rallypoint_base::wire::Malformed;
+use rallypoint_engine::actor::Actor;
+use rallypoint_engine::codec::{self, Encoded};
+use rallypoint_engine::command::{Outcome, Turned};
+use rallypoint_engine::map::Map;
+use rallypoint_engine::parcel::{Body, Parcel, kind_tag};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use thiserror::Error;
+
+/// The way from a client to the directories, in the same process or over sockets.
+pub(crate) trait Door: Send + Sync {
+    /// Takes one encoded [`Message::Input`] for `to`. `urgent`: nobody will drive it, wake somebody.
+    fn submit(&self, to: PartitionId, message: &[u8], urgent: bool);
+    /// The caller is about to wait for an answer from `to`: lend its thread. `done` says when it
+    /// has what it wants. Gives false when another thread is at it.
+    fn drive(&self, to: PartitionId, done: &dyn Fn() -> bool) -> bool;
+    /// Wakes whoever serves `to`.
+    fn wake(&self, to: PartitionId);
+    /// Why no answer will ever come over this door, if so.
+    fn closed(&self) -> Option<String>;
+    /// True when inputs must be kept for sending again (the way may lose them).
+    fn may_lose(&self) -> bool;
+}
+
+/// Why an input has no reply.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum AskError<E> {
+    /// The handler refused it; nothing changed.
+    #[error("refused by the actor")]
+    Refused(E),
+    /// It could not be run (undecodable, over a limit); nothing changed.
+    #[error("the input could not be run: {0}")]
+    Failed(String),
+    /// It was set aside: it panicked, or ended its worker. Nothing changed; see `quarantine list`.
+    #[error("the input was set aside: {0}")]
+    SetAside(String),
+    /// The door did not let it in; nothing changed.
+    #[error(transparent)]
+    Turned(#[from] Turned),
+    /// The reply is no value of the expected type: client and server are different programs.
+    #[error("the reply cannot be read: {0}")]
+    Codec(String),
+    /// The runtime was closed before the answer came: it is unknown whether the input ran. Ask again
+    /// with the same session after reopening.
+    #[error("closed before the answer came, so it is unknown whether the input ran: {0}")]
+    Closed(String),
+    /// No answer in time: it is unknown whether the input ran. Wait on.
+    #[error("no answer in time: it is unknown whether the input ran")]
+    TimedOut,
+}
+
+/// The answer to one input, undecoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RawAnswer {
+    /// The verdict and its bytes.
+    Answered(Outcome, Vec<u8>),
+    /// Turned away at the door.
+    Turned(Turned),
+}
+
+enum Slot {
+    /// Not answered. The message is kept where the way may lose it.
+    Waiting {
+        to: PartitionId,
+        message: Vec<u8>,
+        waker: Option<Waker>,
+        sent: Instant,
+        tries: u32,
+        /// False once the [`Pending`] was dropped.
+        wanted: bool,
+    },
+    Answered(RawAnswer),
+    /// The caller has the answer, or does not want it.
+    Taken,
+}
+
+struct Window {
+    /// Number of the slot at the front.
+    base: u64,
+    slots: VecDeque<Slot>,
+    unanswered: usize,
+    random: Random,
+    /// Threads blocked in `wait`.
+    sleepers: usize,
+}
+
+/// A client's session.
+pub struct Client {
+    session: SessionId,
+    map: Arc<Map>,
+    door: Arc<dyn Door>,
+    state: Mutex<Window>,
+    answered: Condvar,
+}
+
+/// In-flight inputs of one session above which a serving thread is woken at once instead of leaving
+/// the work to the caller's own thread.
+const BUSY: usize = 4;
+
+fn lock(mutex: &Mutex<Window>) -> MutexGuard<'_, Window> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A fresh session: the second it was opened in, and 32 random bits.
+#[must_use]
+pub fn new_session() -> SessionId {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let salt = std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), now);
+    SessionId(now.as_secs() << 32 | salt & 0xFFFF_FFFF)
+}
+
+impl Client {
+    pub(crate) fn new(session: SessionId, next: InputSeq, map: Arc<Map>, door: Arc<dyn Door>) -> Arc<Self> {
+        let window = Window {
+            base: next.0.max(1),
+            slots: VecDeque::new(),
+            unanswered: 0,
+            random: Random::new(session.0),
+            sleepers: 0,
+        };
+        Arc::new(Self { session, map, door, state: Mutex::new(window), answered: Condvar::new() })
+    }
+
+    /// The session's id: with it and the next number another process can go on with this session.
+    #[must_use]
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// Inputs that have no answer yet.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        lock(&self.state).unanswered
+    }
+
+    /// Sends a message to an actor and gives the pending answer: once it is there, the input is
+    /// durable and has changed state exactly once.
+    pub fn ask<A: Actor>(self: &Arc<Self>, key: &str, message: &A::Message) -> Pending<A> {
+        let to = self.map.partition_of(key);
+        let read_only = A::read_only(message);
+        let mut parcel = Vec::with_capacity(64);
+        let header = Parcel { kind: kind_tag(A::KIND), key, asker: None, body: Body::Message(&[]) };
+        header.encode(&mut parcel);
+        let encoded = codec::encode(A::CODEC, A::SCHEMA, message, &mut parcel);
+        let seq = match encoded {
+            Ok(()) => self.submit(to, read_only, &parcel),
+            Err(error) => {
+                let answer = RawAnswer::Answered(Outcome::Failed, error.to_string().into_bytes());
+                let mut state = lock(&self.state);
+                state.slots.push_back(Slot::Answered(answer));
+                state.base + state.slots.len() as u64 - 1
+            }
+        };
+        Pending { client: Arc::clone(self), to, seq, taken: false, actor: PhantomData }
+    }
+
+    /// Like [`Client::ask`] for an input whose number is given: the way to repeat, in a new process,
+    /// what an earlier one sent in the same session. Numbers must ascend.
+    pub fn ask_as<A: Actor>(self: &Arc<Self>, seq: InputSeq, key: &str, message: &A::Message) -> Pending<A> {
+        {
+            let mut state = lock(&self.state);
+            let next = state.base + state.slots.len() as u64;
+            for _ in next..seq.0 {
+                state.slots.push_back(Slot::Taken);
+            }
+            state.compact();
+        }
+        self.ask(key, message)
+    }
+
+    fn submit(&self, to: PartitionId, read_only: bool, parcel: &[u8]) -> u64 {
+        let keep = self.door.may_lose();
+        let mut state = lock(&self.state);
+        let seq = state.base + state.slots.len() as u64;
+        let message = Message::Input {
+            to,
+            session: self.session,
+            seq: InputSeq(seq),
+            acknowledged_below: InputSeq(state.base),
+            read_only,
+            parcel,
+        };
+        let mut bytes = Vec::with_capacity(parcel.len() + 40);
+        message.encode(&mut bytes);
+        state.unanswered += 1;
+        let busy = state.unanswered > BUSY;
+        let kept = if keep { bytes.clone() } else { Vec::new() };
+        let slot = Slot::Waiting { to, message: kept, waker: None, sent: Instant::now(), tries: 0, wanted: true };
+        state.slots.push_back(slot);
+        // Under the lock, so that numbers reach the door in order.
+        self.door.submit(to, &bytes, busy);
+        seq
+    }
+
+    /// Takes answers in: a run of encoded [`Message::Reply`] and [`Message::Turn`].
+    pub(crate) fn deliver(&self, mut bytes: &[u8]) -> Result<(), Malformed> {
+        let mut state = lock(&self.state);
+        let mut wakers = Vec::new();
+        while let Some((message, len)) = Message::split(bytes)? {
+            bytes = &bytes[len..];
+            match message {
+                Message::Reply { seq, outcome, bytes, .. } => {
+                    state.answer(seq, RawAnswer::Answered(outcome, bytes.to_vec()), &mut wakers);
+                }
+                Message::Turn { seq, why, .. } => {
+                    // What the way lost and sent again may be answered before the door forgets it.
+                    state.answer(seq, RawAnswer::Turned(why), &mut wakers);
+                }
+                _ => {}
+            }
+        }
+        let wake = state.sleepers > 0;
+        drop(state);
+        if wake {
+            self.answered.notify_all();
+        }
+        wakers.into_iter().for_each(Waker::wake);
+        Ok(())
+    }
+
+    /// Everything unanswered that goes to partitions of which `which` is true, in order: what a new
+    /// connection must carry again.
+    pub(crate) fn unanswered(&self, which: &dyn Fn(PartitionId) -> bool, out: &mut Vec<u8>) {
+        let mut state = lock(&self.state);
+        let now = Instant::now();
+        for slot in &mut state.slots {
+            if let Slot::Waiting { to, message, sent, .. } = slot
+                && which(*to)
+            {
+                out.extend_from_slice(message);
+                *sent = now;
+            }
+        }
+    }
+
+    /// Sends again what has had no answer for longer than a growing, jittered time.
+    pub(crate) fn retry(&self) {
+        let now = Instant::now();
+        let mut state = lock(&self.state);
+        let mut random = state.random.clone();
+        for slot in &mut state.slots {
+            if let Slot::Waiting { to, message, sent, tries, .. } = slot
+                && !message.is_empty()
+            {
+                let patience = Duration::from_secs(2).saturating_mul(1 << (*tries).min(4));
+                let jitter = Duration::from_millis(random.below(500));
+                if now.duration_since(*sent) > patience + jitter {
+                    *sent = now;
+                    *tries += 1;
+                    self.door.submit(*to, message, true);
+                }
+            }
+        }
+        state.random = random;
+    }
+
+    /// No answer will come any more: everybody who waits is told.
+    pub(crate) fn wake_all(&self) {
+        let mut state = lock(&self.state);
+        let mut wakers = Vec::new();
+        for slot in &mut state.slots {
+            if let Slot::Waiting { waker, .. } = slot {
+                wakers.extend(waker.take());
+            }
+        }
+        drop(state);
+        self.answered.notify_all();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    fn take(&self, seq: u64) -> Option<RawAnswer> {
+        lock(&self.state).take(seq)
+    }
+
+    fn is_answered(&self, seq: u64) -> bool {
+        let state = lock(&self.state);
+        !matches!(state.slot(seq), Some(Slot::Waiting { .. }))
+    }
+}
+
+impl Window {
+    fn slot(&self, seq: u64) -> Option<&Slot> {
+        self.slots.get(usize::try_from(seq.checked_sub(self.base)?).ok()?)
+    }
+
+    fn slot_mut(&mut self, seq: u64) -> Option<&mut Slot> {
+        self.slots.get_mut(usize::try_from(seq.checked_sub(self.base)?).ok()?)
+    }
+
+    fn answer(&mut self, seq: InputSeq, answer: RawAnswer, wakers: &mut Vec<Waker>) {
+        if let Some(slot) = self.slot_mut(seq.0)
+            && let Slot::Waiting { waker, wanted, .. } = slot
+        {
+            wakers.extend(waker.take());
+            *slot = if *wanted { Slot::Answered(answer) } else { Slot::Taken };
+            self.unanswered -= 1;
+            self.compact();
+        }
+    }
+
+    fn take(&mut self, seq: u64) -> Option<RawAnswer> {
+        let slot = self.slot_mut(seq)?;
+        if !matches!(slot, Slot::Answered(_)) {
+            return None;
+        }
+        let Slot::Answered(answer) = std::mem::replace(slot, Slot::Taken) else { return None };
+        self.compact();
+        Some(answer)
+    }
+
+    fn compact(&mut self) {
+        while matches!(self.slots.front(), Some(Slot::Taken)) {
+            self.slots.pop_front();
+            self.base += 1;
+        }
+    }
+}
+
+/// An answer that is on its way. Await it, or [`Pending::wait`] for it. Dropping it cancels nothing.
+#[must_use = "an input is acknowledged only by its answer"]
+pub struct Pending<A: Actor> {
+    client: Arc<Client>,
+    to: PartitionId,
+    seq: u64,
+    taken: bool,
+    actor: PhantomData<fn() -> A>,
+}
+
+impl<A: Actor> Pending<A> {
+    /// Number of the input in its session.
+    #[must_use]
+    pub fn seq(&self) -> InputSeq {
+        InputSeq(self.seq)
+    }
+
+    /// True once the answer is there.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.client.is_answered(self.seq)
+    }
+
+    /// Waits for the answer, lending this thread to the work where that is the shortest way.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub fn wait(self) -> Result<A::Reply, AskError<A::Error>> {
+        self.wait_until(None)
+    }
+
+    /// Waits at most this long. After [`AskError::TimedOut`] it is unknown whether the input ran.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub fn wait_for(self, patience: Duration) -> Result<A::Reply, AskError<A::Error>> {
+        self.wait_until(Some(Instant::now() + patience))
+    }
+
+    fn wait_until(mut self, deadline: Option<Instant>) -> Result<A::Reply, AskError<A::Error>> {
+        let client = Arc::clone(&self.client);
+        loop {
+            if let Some(answer) = client.take(self.seq) {
+                self.taken = true;
+                return decode::<A>(answer);
+            }
+            if let Some(why) = client.door.closed() {
+                return Err(AskError::Closed(why));
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(AskError::TimedOut);
+            }
+            let seq = self.seq;
+            if client.door.drive(self.to, &|| client.is_answered(seq)) {
+                continue;
+            }
+            let mut state = lock(&client.state);
+            if !matches!(state.slot(seq), Some(Slot::Waiting { .. })) {
+                continue;
+            }
+            // A bound, not a poll: whoever holds the unit now may leave it just before our input is
+            // seen, and the standing thread then takes over within this time.
+            let mut patience = Duration::from_millis(50);
+            if let Some(deadline) = deadline {
+                patience = patience.min(deadline.saturating_duration_since(Instant::now()));
+            }
+            state.sleepers += 1;
+            let (mut state, _) =
+                client.answered.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
+            state.sleepers -= 1;
+        }
+    }
+}
+
+impl<A: Actor> Future for Pending<A> {
+    type Output = Result<A::Reply, AskError<A::Error>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let client = Arc::clone(&self.client);
+        let mut state = lock(&client.state);
+        if let Some(answer) = state.take(self.seq) {
+            self.taken = true;
+            return Poll::Ready(decode::<A>(answer));
+        }
+        if let Some(why) = client.door.closed() {
+            return Poll::Ready(Err(AskError::Closed(why)));
+        }
+        let first = match state.slot_mut(self.seq) {
+            Some(Slot::Waiting { waker, .. }) => waker.replace(cx.waker().clone()).is_none(),
+            _ => false,
+        };
+        drop(state);
+        if first {
+            client.door.wake(self.to);
+        }
+        Poll::Pending
+    }
+}
+
+impl<A: Actor> Drop for Pending<A> {
+    fn drop(&mut self) {
+        if !self.taken {
+            let mut state = lock(&self.client.state);
+            // The input goes on; its answer is not wanted, so the door may forget it once given.
+            match state.slot_mut(self.seq) {
+                Some(slot @ Slot::Answered(_)) => *slot = Slot::Taken,
+                Some(Slot::Waiting { wanted, .. }) => *wanted = false,
+                _ => {}
+            }
+            state.compact();
+            drop(state);
+            self.client.door.wake(self.to);
+        }
+    }
+}
+
+impl<A: Actor> std::fmt::Debug for Pending<A> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pending({} of {})", self.seq, A::KIND)
+    }
+}
+
+fn decode<A: Actor>(answer: RawAnswer) -> Result<A::Reply, AskError<A::Error>> {
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    match answer {
+        RawAnswer::Turned(why) => Err(AskError::Turned(why)),
+        RawAnswer::Answered(Outcome::Failed, bytes) => Err(AskError::Failed(text(bytes))),
+        RawAnswer::Answered(Outcome::SetAside, bytes) => Err(AskError::SetAside(text(bytes))),
+        RawAnswer::Answered(outcome, bytes) => {
+            let encoded = Encoded::split(&bytes)
+                .ok_or_else(|| AskError::Codec("the reply has no codec and schema".into()))?;
+            if outcome == Outcome::Applied {
+                encoded.decode().map_err(|error| AskError::Codec(error.to_string()))
+            } else {
+                let refusal = encoded.decode().map_err(|error| AskError::Codec(error.to_string()))?;
+                Err(AskError::Refused(refusal))
+            }
+        }
+    }
+}

@@ -1,0 +1,547 @@
+//! A node: the journal directories that this process serves, and what they share.
+//!
+//! Decides nothing about recovery: it opens directories (locks first), starts their standing
+//! threads, routes what leaves one to where it belongs, and performs effects.
+//!
+//! Invariant: a directory is locked before anything in it is read, and stays locked for the life of
+//! the process (or until an orderly close).
+
+use crate::app::AppInner;
+use crate::client::{Client, Door, new_session};
+use crate::home::Home;
+use crate::message::Message;
+use crate::os::file_disk::{FileDisk, FileDiskOptions};
+use crate::os::lock::DirectoryLock;
+use crate::os::running_page::RunningPage;
+use crate::root::{Root, RootError};
+use rallypoint_base::id::{DirectoryId, InputSeq, PartitionId, Position, SessionId};
+use rallypoint_base::time::Time;
+use rallypoint_engine::effect::EffectKey;
+use rallypoint_engine::map::Map;
+use rallypoint_engine::partition::{Ending, Witness};
+use rallypoint_engine::unit::{OpenReport, Outside, Unit, UnitNotice, WitnessFactory};
+use rallypoint_store::store::{Identity, OpenOptions, Options};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// The host's clock: the wall clock at the start, and monotonic time since. A wall clock that jumps
+/// changes nothing until the next start.
+pub(crate) struct Clock {
+    base: Time,
+    start: Instant,
+}
+
+impl Clock {
+    pub(crate) fn new() -> Self {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { base: Time(u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX)), start: Instant::now() }
+    }
+
+    pub(crate) fn now(&self) -> Time {
+        self.base + self.start.elapsed()
+    }
+}
+
+/// Where answers for a session go.
+pub(crate) trait ReplySink: Send + Sync {
+    /// Takes encoded replies; false when the other end is gone.
+    fn deliver(&self, bytes: &[u8]) -> bool;
+}
+
+/// The way to a directory that another process serves.
+pub(crate) trait Link: Send + Sync {
+    /// Queues messages; they may be lost with the connection (the engine sends them again).
+    fn send(&self, bytes: &[u8]);
+}
+
+struct EffectJob {
+    to: PartitionId,
+    key: EffectKey,
+    name: String,
+    payload: Vec<u8>,
+}
+
+#[derive(Default)]
+struct EffectQueue {
+    jobs: VecDeque<EffectJob>,
+    threads: usize,
+    idle: usize,
+    /// Keys being performed or waiting: a repetition within one process is not performed twice.
+    known: BTreeMap<EffectKey, ()>,
+}
+
+/// Most threads that perform effects at once.
+const EFFECT_THREADS: usize = 64;
+
+/// What the homes of a process share.
+pub(crate) struct Shared {
+    pub(crate) map: Arc<Map>,
+    pub(crate) clock: Clock,
+    pub(crate) app: Arc<AppInner>,
+    homes: OnceLock<Vec<Option<Weak<Home>>>>,
+    links: RwLock<Vec<Option<Arc<dyn Link>>>>,
+    sinks: RwLock<BTreeMap<SessionId, Arc<dyn ReplySink>>>,
+    effects: Mutex<EffectQueue>,
+    effect_ready: Condvar,
+    pub(crate) checkpoints_written: AtomicU64,
+    notices: Mutex<VecDeque<UnitNotice>>,
+    failed: Mutex<Option<String>>,
+    closed: AtomicBool,
+}
+
+impl Shared {
+    fn home(&self, directory: DirectoryId) -> Option<Arc<Home>> {
+        self.homes.get()?.get(usize::from(directory.0))?.as_ref()?.upgrade()
+    }
+
+    fn homes(&self) -> impl Iterator<Item = Arc<Home>> + '_ {
+        self.homes.get().into_iter().flatten().flatten().filter_map(Weak::upgrade)
+    }
+
+    /// Hands messages to whoever serves the directory.
+    pub(crate) fn send(&self, directory: DirectoryId, bytes: &[u8]) {
+        if let Some(home) = self.home(directory) {
+            home.push(bytes, true);
+            return;
+        }
+        let links = self.links.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Some(link)) = links.get(usize::from(directory.0)) {
+            link.send(bytes);
+        }
+    }
+
+    pub(crate) fn set_link(&self, directory: DirectoryId, link: Option<Arc<dyn Link>>) {
+        let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
+        let at = usize::from(directory.0);
+        if links.len() <= at {
+            links.resize_with(at + 1, || None);
+        }
+        links[at] = link;
+    }
+
+    pub(crate) fn reply(&self, session: SessionId, bytes: &[u8]) {
+        let sink = {
+            let sinks = self.sinks.read().unwrap_or_else(PoisonError::into_inner);
+            sinks.get(&session).cloned()
+        };
+        // Nobody listens any more: the client asks again when it is back.
+        if let Some(sink) = sink
+            && !sink.deliver(bytes)
+        {
+            self.unregister(session, &sink);
+        }
+    }
+
+    pub(crate) fn register(&self, session: SessionId, sink: Arc<dyn ReplySink>) {
+        self.sinks.write().unwrap_or_else(PoisonError::into_inner).insert(session, sink);
+    }
+
+    pub(crate) fn unregister(&self, session: SessionId, sink: &Arc<dyn ReplySink>) {
+        let mut sinks = self.sinks.write().unwrap_or_else(PoisonError::into_inner);
+        if sinks.get(&session).is_some_and(|known| Arc::ptr_eq(known, sink)) {
+            sinks.remove(&session);
+        }
+    }
+
+    pub(crate) fn notice(&self, notice: UnitNotice) {
+        match &notice {
+            UnitNotice::StoreFailed(why) => {
+                tracing::error!(%why, "the store failed: nothing is acknowledged any more");
+                let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+                failed.get_or_insert_with(|| why.clone());
+            }
+            UnitNotice::CheckpointWritten { partition, version } => {
+                self.checkpoints_written.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(%partition, %version, "checkpoint written");
+            }
+            other => tracing::warn!(notice = ?other, "notice"),
+        }
+        let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        /// The newest are kept for `Runtime::notices`; all of them went to `tracing`.
+        const KEPT: usize = 1024;
+        if notices.len() == KEPT {
+            notices.pop_front();
+        }
+        notices.push_back(notice);
+    }
+
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Performs an effect on a thread of its own; its end comes back through the partition's inbox.
+    pub(crate) fn perform(
+        self: Arc<Self>,
+        to: PartitionId,
+        key: EffectKey,
+        name: &str,
+        payload: &[u8],
+        _timeout: Duration,
+    ) {
+        let job = EffectJob { to, key, name: name.to_owned(), payload: payload.to_vec() };
+        let mut queue = self.effects.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.known.insert(key, ()).is_some() {
+            return;
+        }
+        queue.jobs.push_back(job);
+        if queue.idle > 0 || queue.threads >= EFFECT_THREADS {
+            drop(queue);
+            self.effect_ready.notify_one();
+            return;
+        }
+        queue.threads += 1;
+        drop(queue);
+        let shared = Arc::clone(&self);
+        let spawned =
+            std::thread::Builder::new().name("effect".into()).spawn(move || shared.perform_effects());
+        if spawned.is_err() {
+            self.effects.lock().unwrap_or_else(PoisonError::into_inner).threads -= 1;
+        }
+    }
+
+    fn perform_effects(&self) {
+        loop {
+            let mut queue = self.effects.lock().unwrap_or_else(PoisonError::into_inner);
+            let job = loop {
+                if self.closed.load(Ordering::SeqCst) {
+                    queue.threads -= 1;
+                    return;
+                }
+                if let Some(job) = queue.jobs.pop_front() {
+                    break job;
+                }
+                queue.idle += 1;
+                let patience = Duration::from_secs(1);
+                (queue, _) = self
+                    .effect_ready
+                    .wait_timeout(queue, patience)
+                    .unwrap_or_else(PoisonError::into_inner);
+                queue.idle -= 1;
+            };
+            drop(queue);
+            let (outcome, value) = self.app.perform(&job.name, &job.key, &job.payload);
+            let mut bytes = Vec::with_capacity(value.len() + 64);
+            Message::Effect { to: job.to, key: job.key, outcome, value: &value }.encode(&mut bytes);
+            self.effects.lock().unwrap_or_else(PoisonError::into_inner).known.remove(&job.key);
+            if let Some(directory) = self.map.directory_of(job.to) {
+                self.send(directory, &bytes);
+            }
+        }
+    }
+}
+
+struct PageWitness {
+    page: Arc<RunningPage>,
+    slot: usize,
+}
+
+impl Witness for PageWitness {
+    fn running(&mut self, identity: u64) {
+        self.page.set(self.slot, identity);
+    }
+    fn idle(&mut self) {
+        self.page.clear(self.slot);
+    }
+}
+
+/// The journal directories served by this process.
+pub(crate) struct Node {
+    pub(crate) shared: Arc<Shared>,
+    homes: Vec<Arc<Home>>,
+    threads: Vec<JoinHandle<()>>,
+    locks: Vec<DirectoryLock>,
+    pub(crate) reports: Vec<(DirectoryId, OpenReport)>,
+}
+
+/// How to open the directories of a node.
+pub(crate) struct NodeOptions {
+    pub(crate) degraded: bool,
+    pub(crate) allow_unsuitable: bool,
+    /// The directories this process serves; `None` = all.
+    pub(crate) directories: Option<Vec<DirectoryId>>,
+}
+
+impl Node {
+    /// Opens (or, where the root was just made, creates) the directories and starts serving them.
+    pub(crate) fn open(root: &Root, app: Arc<AppInner>, options: &NodeOptions) -> Result<Self, RootError> {
+        let map = Arc::clone(&root.map);
+        let wanted: Vec<DirectoryId> = match &options.directories {
+            Some(directories) => directories.clone(),
+            None => (0..map.directory_count()).map(|d| DirectoryId(d as u16)).collect(),
+        };
+        let shared = Arc::new(Shared {
+            map: Arc::clone(&map),
+            clock: Clock::new(),
+            app: Arc::clone(&app),
+            homes: OnceLock::new(),
+            links: RwLock::new(Vec::new()),
+            sinks: RwLock::new(BTreeMap::new()),
+            effects: Mutex::new(EffectQueue::default()),
+            effect_ready: Condvar::new(),
+            checkpoints_written: AtomicU64::new(0),
+            notices: Mutex::new(VecDeque::new()),
+            failed: Mutex::new(None),
+            closed: AtomicBool::new(false),
+        });
+        let mut locks = Vec::new();
+        for &directory in &wanted {
+            for path in root.copies_of(directory) {
+                if path.exists() {
+                    locks.push(DirectoryLock::acquire(&path).map_err(RootError::Lock)?);
+                }
+            }
+        }
+        let mut node = Self { shared, homes: Vec::new(), threads: Vec::new(), locks, reports: Vec::new() };
+        let mut all: Vec<Option<Weak<Home>>> = (0..map.directory_count()).map(|_| None).collect();
+        for &directory in &wanted {
+            let home = Home::new(directory, Arc::clone(&node.shared));
+            all[usize::from(directory.0)] = Some(Arc::downgrade(&home));
+            node.homes.push(home);
+        }
+        // Set before the first unit opens: what its recovery sends to another home waits in that inbox.
+        let _ = node.shared.homes.set(all);
+        // Directories recover at the same time: their replays are independent.
+        let opened: Vec<Result<OpenReport, RootError>> = std::thread::scope(|scope| {
+            let handles: Vec<_> = node
+                .homes
+                .iter()
+                .map(|home| scope.spawn(|| Self::open_home(root, &app, options, home)))
+                .collect();
+            handles.into_iter().map(|handle| handle.join().unwrap_or_else(|_| Err(RootError::Panicked))).collect()
+        });
+        for (home, report) in node.homes.iter().zip(opened) {
+            node.reports.push((home.directory, report?));
+        }
+        for home in &node.homes {
+            let name = format!("rallypoint-{}", home.directory);
+            let served = Arc::clone(home);
+            let thread = std::thread::Builder::new().name(name).spawn(move || served.serve());
+            node.threads.push(thread.map_err(RootError::Thread)?);
+        }
+        Ok(node)
+    }
+
+    fn open_home(
+        root: &Root,
+        app: &Arc<AppInner>,
+        options: &NodeOptions,
+        home: &Arc<Home>,
+    ) -> Result<OpenReport, RootError> {
+        let directory = home.directory;
+        let shared = &home.outlet_shared();
+        let woken = Arc::downgrade(home);
+        let waker: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
+            if let Some(home) = woken.upgrade() {
+                home.wake();
+            }
+        });
+        let disk_options = FileDiskOptions {
+            allow_unsuitable: options.allow_unsuitable,
+            waker: Some(waker),
+            ..FileDiskOptions::default()
+        };
+        let mut disks = Vec::new();
+        for path in root.copies_of(directory) {
+            if !path.exists() && options.degraded {
+                continue;
+            }
+            disks.push(FileDisk::open(path, disk_options.clone()).map_err(|e| RootError::Disk(e.to_string()))?);
+        }
+        let page = RunningPage::open(&root.running_page(directory)).map_err(RootError::RunningPage)?;
+        let previous = page.read_previous();
+        let page = Arc::new(page);
+        let witness: WitnessFactory = Arc::new(move |partition: PartitionId| {
+            Box::new(PageWitness { page: Arc::clone(&page), slot: usize::from(partition.0) })
+        });
+        let ending = |partition: PartitionId| Ending {
+            running: Some(
+                previous
+                    .iter()
+                    .filter(|(slot, _)| *slot == usize::from(partition.0))
+                    .map(|(_, identity)| *identity)
+                    .collect(),
+            ),
+        };
+        let now = shared.clock.now();
+        let mut outlet = home.outlet();
+        let application = app.application();
+        let (unit, report) = if root.is_new {
+            let identity = Identity {
+                store: root.store,
+                lineage: root.lineage,
+                directory,
+                copies: root.copies_of(directory).count() as u8,
+                meta: root.map.encode(),
+            };
+            let map = Arc::clone(&root.map);
+            let options = Options::default();
+            let unit =
+                Unit::create(disks, identity, options, map, application, &witness, now, &mut outlet)?;
+            (unit, OpenReport::default())
+        } else {
+            let open = OpenOptions { read_only: false, degraded: options.degraded, ..OpenOptions::default() };
+            Unit::open(disks, open, application, &witness, &ending, now, &mut outlet)?
+        };
+        outlet.flush(shared);
+        home.install(unit, outlet);
+        Ok(report)
+    }
+
+    pub(crate) fn homes(&self) -> &[Arc<Home>] {
+        &self.homes
+    }
+
+    /// A client in this process.
+    pub(crate) fn client(&self, session: Option<(SessionId, InputSeq)>) -> Arc<Client> {
+        let (session, next) = session.unwrap_or_else(|| (new_session(), InputSeq(1)));
+        let door = Arc::new(LocalDoor { shared: Arc::clone(&self.shared) });
+        let client = Client::new(session, next, Arc::clone(&self.shared.map), door);
+        self.shared.register(session, Arc::new(LocalSink(Arc::downgrade(&client))));
+        client
+    }
+
+    /// Asks every partition for a checkpoint and waits until it is durable.
+    pub(crate) fn checkpoint(&self, patience: Duration) -> bool {
+        for home in &self.homes {
+            home.with_unit(|unit, outside, now| unit.request_checkpoints(now, true, outside));
+        }
+        self.wait_until(patience, |unit| !unit.is_checkpointing() && !unit.is_committing())
+    }
+
+    /// Waits until nothing waits anywhere: gates, channels, commits, checkpoints.
+    pub(crate) fn drain(&self, patience: Duration) -> bool {
+        self.wait_until(patience, |unit| unit.is_quiet())
+    }
+
+    fn wait_until(&self, patience: Duration, done: impl Fn(&Unit<FileDisk>) -> bool) -> bool {
+        let deadline = Instant::now() + patience;
+        loop {
+            let all = self.homes.iter().all(|home| {
+                home.with_unit(|unit, _, _| done(unit) || unit.failure().is_some()).unwrap_or(true)
+            });
+            if all || Instant::now() >= deadline {
+                return all && self.shared.failure().is_none();
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// An orderly stop: checkpoints, stop records, the watermark over them; then the locks go.
+    pub(crate) fn close(mut self, patience: Duration) -> bool {
+        let mut orderly = self.checkpoint(patience);
+        for home in &self.homes {
+            home.with_unit(|unit, outside, now| unit.append_stops(now, outside));
+        }
+        orderly &= self.wait_until(patience, |unit| !unit.is_committing() && unit.is_flushed());
+        self.end();
+        orderly
+    }
+
+    fn end(&mut self) {
+        self.shared.closed.store(true, Ordering::SeqCst);
+        self.shared.effect_ready.notify_all();
+        for home in &self.homes {
+            home.stop();
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+        for home in &self.homes {
+            if let Some(mut unit) = home.uninstall() {
+                // The last commit is covered at once, so that a later rot in it is told from a tear.
+                let clock = &self.shared.clock;
+                let mut outlet = home.outlet();
+                while unit.idle() || unit.is_committing() {
+                    unit.pump_waiting(&mut || clock.now(), &mut outlet);
+                    if unit.failure().is_some() {
+                        break;
+                    }
+                }
+            }
+        }
+        let sinks = std::mem::take(&mut *self.shared.sinks.write().unwrap_or_else(PoisonError::into_inner));
+        for sink in sinks.values() {
+            sink.deliver(&[]);
+        }
+        self.locks.clear();
+    }
+
+    /// What was noticed since the last call, oldest first (the newest 1,024).
+    pub(crate) fn notices(&self) -> Vec<UnitNotice> {
+        self.shared.notices.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect()
+    }
+
+    pub(crate) fn drop_set_aside(&self, partition: PartitionId, position: Position) -> bool {
+        let directory = self.shared.map.directory_of(partition);
+        let home = directory.and_then(|directory| self.shared.home(directory));
+        home.and_then(|home| home.with_unit(|unit, _, _| unit.drop_set_aside(partition, position)))
+            .unwrap_or(false)
+    }
+
+    /// Routes a checked message to the home it is for.
+    pub(crate) fn shared_homes(&self) -> impl Iterator<Item = Arc<Home>> + '_ {
+        self.shared.homes()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if !self.shared.closed.load(Ordering::SeqCst) {
+            self.end();
+        }
+    }
+}
+
+struct LocalDoor {
+    shared: Arc<Shared>,
+}
+
+impl Door for LocalDoor {
+    fn submit(&self, to: PartitionId, message: &[u8], urgent: bool) {
+        if let Some(directory) = self.shared.map.directory_of(to)
+            && let Some(home) = self.shared.home(directory)
+        {
+            home.push(message, urgent);
+        }
+    }
+
+    fn drive(&self, to: PartitionId, done: &dyn Fn() -> bool) -> bool {
+        let directory = self.shared.map.directory_of(to);
+        directory.and_then(|d| self.shared.home(d)).is_some_and(|home| home.drive(done))
+    }
+
+    fn wake(&self, to: PartitionId) {
+        if let Some(directory) = self.shared.map.directory_of(to)
+            && let Some(home) = self.shared.home(directory)
+        {
+            home.wake();
+        }
+    }
+
+    fn closed(&self) -> Option<String> {
+        if self.shared.closed.load(Ordering::SeqCst) {
+            return Some("the runtime was closed".into());
+        }
+        self.shared.failure()
+    }
+
+    fn may_lose(&self) -> bool {
+        false
+    }
+}
+
+struct LocalSink(Weak<Client>);
+
+impl ReplySink for LocalSink {
+    fn deliver(&self, bytes: &[u8]) -> bool {
+        let Some(client) = self.0.upgrade() else { return false };
+        if bytes.is_empty() {
+            client.wake_all();
+            return true;
+        }
+        client.deliver(bytes).is_ok()
+    }
+}

@@ -1,0 +1,286 @@
+//! The root of a store: which journal directories there are, and whose they are.
+//!
+//! Decides whether a directory is a store, a new one, or not ours. Never removes what it did not
+//! make: a creation that was cut short is told by its marker, and only then begun anew.
+//!
+//! ```text
+//! DIR/rallypoint.store      marker, written last: format, store id, directories
+//! DIR/rallypoint.creating   written first, removed last: until then nothing was ever acknowledged
+//! DIR/j0, DIR/j1, ..        journal directories
+//! ```
+
+use crate::os::file_disk::create_directory;
+use crate::os::lock::LockError;
+use rallypoint_base::id::{DirectoryId, Lineage, StoreId};
+use rallypoint_engine::map::{Map, MapError};
+use rallypoint_engine::unit::OpenError;
+use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use thiserror::Error;
+
+const MARKER: &str = "rallypoint.store";
+const CREATING: &str = "rallypoint.creating";
+const FORMAT: u32 = 1;
+
+/// Why a store could not be opened. Nothing was changed, except where the text says so.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RootError {
+    /// Something else is in the directory.
+    #[error("{place} is not a rallypoint store and not empty (it holds {found}): name another directory")]
+    NotOurs {
+        /// The directory.
+        place: PathBuf,
+        /// Something in it.
+        found: String,
+    },
+    /// There is no store, and none was to be made.
+    #[error("there is no store in {place}")]
+    Missing {
+        /// The directory.
+        place: PathBuf,
+    },
+    /// The marker is damaged or of another release.
+    #[error("{place}: the marker says {found:?}; it needs the release that wrote it, or a backup")]
+    Marker {
+        /// The marker file.
+        place: PathBuf,
+        /// Its content.
+        found: String,
+    },
+    /// The mirror belongs to another store.
+    #[error("{mirror} belongs to another store than {place}: name the right mirror")]
+    Foreign {
+        /// The store.
+        place: PathBuf,
+        /// The mirror.
+        mirror: PathBuf,
+    },
+    /// The number of directories or partitions is not possible.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// Files could not be read or written.
+    #[error("{what} {place}: {error}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Where.
+        place: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// In use.
+    #[error(transparent)]
+    Lock(LockError),
+    /// The file system or the disk.
+    #[error("{0}")]
+    Disk(String),
+    /// The running page.
+    #[error("the running page cannot be mapped: {0}")]
+    RunningPage(io::Error),
+    /// Store, checkpoints or replay.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// No thread could be started.
+    #[error("no thread could be started: {0}")]
+    Thread(io::Error),
+    /// A recovery thread panicked: a bug of ours.
+    #[error("recovery panicked: this is a bug in rallypoint; the store was not changed further")]
+    Panicked,
+    /// The supervisor or its workers.
+    #[error("{0}")]
+    Workers(String),
+}
+
+/// A store's root.
+#[derive(Clone, Debug)]
+pub struct Root {
+    /// First copy.
+    pub dir: PathBuf,
+    /// Second copy.
+    pub mirror: Option<PathBuf>,
+    /// Identity.
+    pub store: StoreId,
+    /// History.
+    pub lineage: Lineage,
+    /// The map.
+    pub map: Arc<Map>,
+    /// The journal directories are empty and are to be created.
+    pub is_new: bool,
+}
+
+fn random64(salt: u64) -> u64 {
+    RandomState::new().hash_one((salt, std::process::id(), std::time::SystemTime::now()))
+}
+
+fn io_error(what: &'static str, place: &Path) -> impl FnOnce(io::Error) -> RootError {
+    let place = place.to_owned();
+    move |error| RootError::Io { what, place, error }
+}
+
+fn write_synced(path: &Path, content: &str) -> Result<(), RootError> {
+    let part = path.with_extension("part");
+    let mut file = File::create(&part).map_err(io_error("creating", &part))?;
+    file.write_all(content.as_bytes()).map_err(io_error("writing", &part))?;
+    file.sync_all().map_err(io_error("syncing", &part))?;
+    fs::rename(&part, path).map_err(io_error("renaming", &part))?;
+    sync_directory(path.parent().unwrap_or(Path::new(".")))
+}
+
+fn sync_directory(path: &Path) -> Result<(), RootError> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(io_error("syncing", path))
+}
+
+struct Marker {
+    store: u64,
+    map: Vec<u8>,
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.as_bytes();
+    if !digits.len().is_multiple_of(2) {
+        return None;
+    }
+    digits.chunks(2).map(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok()).collect()
+}
+
+fn read_marker(dir: &Path) -> Result<Option<Marker>, RootError> {
+    let place = dir.join(MARKER);
+    let text = match fs::read(&place) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io_error("reading", &place)(error)),
+    };
+    let parse = || -> Option<Marker> {
+        let mut lines = text.lines();
+        let format: u32 = lines.next()?.strip_prefix("rallypoint store format ")?.parse().ok()?;
+        let store = u64::from_str_radix(lines.next()?.strip_prefix("id ")?, 16).ok()?;
+        let map = unhex(lines.next()?.strip_prefix("map ")?)?;
+        (format == FORMAT).then_some(Marker { store, map })
+    };
+    let shown: String = text.chars().take(80).collect();
+    parse().map(Some).ok_or(RootError::Marker { place, found: shown })
+}
+
+impl Root {
+    /// Finds a store, or begins a new one where `create` gives the counts of partitions and
+    /// directories and the directory is empty or absent.
+    ///
+    /// # Errors
+    /// [`RootError`]; nothing was changed.
+    pub fn find(
+        dir: &Path,
+        mirror: Option<&Path>,
+        create: Option<(usize, usize)>,
+    ) -> Result<Self, RootError> {
+        let marker = match read_marker(dir)? {
+            Some(marker) => Some(marker),
+            // The first disk may be the one that was lost.
+            None => mirror.map(read_marker).transpose()?.flatten(),
+        };
+        if let Some(marker) = marker {
+            if let Some(mirror) = mirror
+                && let Some(other) = read_marker(mirror)?
+                && other.store != marker.store
+            {
+                return Err(RootError::Foreign { place: dir.to_owned(), mirror: mirror.to_owned() });
+            }
+            let map = Map::decode(&marker.map)
+                .map_err(|_| RootError::Marker { place: dir.join(MARKER), found: "a damaged map".into() })?;
+            return Ok(Self {
+                dir: dir.to_owned(),
+                mirror: mirror.map(Path::to_owned),
+                store: StoreId(marker.store),
+                lineage: Lineage(0),
+                map: Arc::new(map),
+                is_new: false,
+            });
+        }
+        let Some((partitions, directories)) = create else {
+            return Err(RootError::Missing { place: dir.to_owned() });
+        };
+        let map = Arc::new(Map::even(partitions, directories, random64(1))?);
+        for place in [Some(dir), mirror].into_iter().flatten() {
+            Self::prepare(place, map.directory_count())?;
+        }
+        Ok(Self {
+            dir: dir.to_owned(),
+            mirror: mirror.map(Path::to_owned),
+            store: StoreId(random64(2)),
+            lineage: Lineage(random64(3)),
+            map,
+            is_new: true,
+        })
+    }
+
+    /// Makes the empty journal directories of one copy.
+    fn prepare(place: &Path, directories: usize) -> Result<(), RootError> {
+        create_directory(place).map_err(io_error("creating", place))?;
+        let creating = place.join(CREATING);
+        if creating.exists() {
+            // Cut short before the marker: nothing in it was ever acknowledged.
+            for entry in fs::read_dir(place).map_err(io_error("listing", place))? {
+                let path = entry.map_err(io_error("listing", place))?.path();
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                if path.is_dir() && is_journal_name(name) {
+                    fs::remove_dir_all(&path).map_err(io_error("removing", &path))?;
+                }
+            }
+        } else {
+            let first = fs::read_dir(place).map_err(io_error("listing", place))?.next();
+            if let Some(Ok(entry)) = first {
+                let found = entry.file_name().to_string_lossy().into_owned();
+                return Err(RootError::NotOurs { place: place.to_owned(), found });
+            }
+            write_synced(&creating, "a store is being created here\n")?;
+        }
+        for directory in 0..directories {
+            let path = place.join(format!("j{directory}"));
+            create_directory(&path).map_err(io_error("creating", &path))?;
+        }
+        sync_directory(place)
+    }
+
+    /// All directories are created: from now on this is a store.
+    ///
+    /// # Errors
+    /// [`RootError::Io`].
+    pub fn finish_creation(&self) -> Result<(), RootError> {
+        let text = format!(
+            "rallypoint store format {FORMAT}\nid {:016x}\nmap {}\n",
+            self.store.0,
+            hex(&self.map.encode())
+        );
+        for place in [Some(&self.dir), self.mirror.as_ref()].into_iter().flatten() {
+            write_synced(&place.join(MARKER), &text)?;
+            let creating = place.join(CREATING);
+            fs::remove_file(&creating).map_err(io_error("removing", &creating))?;
+        }
+        Ok(())
+    }
+
+    /// The copies of a journal directory, in order.
+    pub fn copies_of(&self, directory: DirectoryId) -> impl Iterator<Item = PathBuf> + '_ {
+        let name = directory.to_string();
+        [Some(&self.dir), self.mirror.as_ref()].into_iter().flatten().map(move |place| place.join(&name))
+    }
+
+    /// Where a directory's running page lies: beside the first copy that exists.
+    #[must_use]
+    pub fn running_page(&self, directory: DirectoryId) -> PathBuf {
+        let copies: Vec<PathBuf> = self.copies_of(directory).collect();
+        let place = copies.iter().find(|path| path.exists()).unwrap_or(&copies[0]);
+        place.join(crate::os::running_page::RUNNING_NAME)
+    }
+}
+
+fn is_journal_name(name: &str) -> bool {
+    name.strip_prefix('j').is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
+}
