@@ -87,6 +87,11 @@ impl<D: Disk> Copies<D> {
         self.stashed.retain(|routed| routed.copy != copy);
     }
 
+    /// Takes a copy back into use: a copy that is being written anew.
+    pub(crate) fn bring_in(&mut self, copy: CopyIndex) {
+        self.copies[copy].out = false;
+    }
+
     /// The disk of a copy, for its name.
     #[must_use]
     pub fn disk(&self, copy: CopyIndex) -> &D {

@@ -247,9 +247,8 @@ fn identity_of(state: &Superblock) -> Identity {
 fn prepare_empty<D: Disk>(copies: &mut Copies<D>, copy: CopyIndex) -> Result<(), StoreError> {
     let place = copies.disk(copy).name().to_string();
     let failed = |error| StoreError::Disk { place: place.clone(), error };
-    let names = match copies.run(copy, Lane::Bulk, Op::List).map_err(failed)? {
-        Done::Names(names) => names,
-        _ => return Err(failed(protocol_error("the directory"))),
+    let Done::Names(names) = copies.run(copy, Lane::Bulk, Op::List).map_err(failed)? else {
+        return Err(failed(protocol_error("the directory")));
     };
     let mut names: Vec<String> =
         names.into_iter().map(|(name, _)| name).filter(|name| name != "lock").collect();
@@ -270,8 +269,12 @@ fn prepare_empty<D: Disk>(copies: &mut Copies<D>, copy: CopyIndex) -> Result<(),
             return Err(failed(protocol_error(name)));
         };
         copies.run(copy, Lane::Bulk, Op::Close { file }).map_err(failed)?;
+        // A creation that was cut short may have left a shorter file.
+        let mut whole = vec![0; superblock::FILE_BYTES];
+        let len = bytes.len().min(whole.len());
+        whole[..len].copy_from_slice(&bytes[..len]);
         never_began &= if name == superblock::FILE {
-            match superblock::judge(&bytes) {
+            match superblock::judge(&whole) {
                 Ok(slots) => match slots.best {
                     Ok(best) => best.epoch == Epoch(0),
                     Err(error) => error == SlotError::Blank,
@@ -935,10 +938,6 @@ impl<D: Disk> Mounted<D> {
     #[must_use]
     pub fn absent(&self) -> &[u8] {
         &self.mirror.absent
-    }
-
-    pub(crate) fn mirror(&mut self) -> &mut Mirror<D> {
-        &mut self.mirror
     }
 
     /// Reads the journal: every record in order to `sink`, each repaired on every in-sync copy before

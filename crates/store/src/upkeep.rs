@@ -154,10 +154,7 @@ impl<D: Disk> Store<D> {
                 }
                 continue;
             };
-            let (step, op) = match self.operation(copy, step) {
-                Some(found) => found,
-                None => continue,
-            };
+            let Some((step, op)) = self.operation(copy, step) else { continue };
             let ticket = self.mirror.copies.submit(copy, Owner::Journal, Lane::Bulk, op);
             self.upkeep.current = Some((copy, ticket, step));
         }
@@ -297,7 +294,7 @@ impl<D: Disk> Store<D> {
 
     /// An operation of the upkeep ended.
     pub(crate) fn handle_upkeep(&mut self, copy: CopyIndex, ticket: Ticket, result: Result<Done, DiskError>) {
-        if !self.upkeep.current.as_ref().is_some_and(|(c, t, _)| (*c, *t) == (copy, ticket)) {
+        if self.upkeep.current.as_ref().is_none_or(|(c, t, _)| (*c, *t) != (copy, ticket)) {
             return;
         }
         let Some((_, _, step)) = self.upkeep.current.take() else { return };

@@ -118,7 +118,13 @@ pub(crate) fn commit_all<D: Disk>(store: &mut Store<D>) -> Vec<StoreEvent> {
 }
 
 /// Appends `count` records of `len` bytes to log 1 after `after`, `per` to a commit, all durable.
-pub(crate) fn fill<D: Disk>(store: &mut Store<D>, after: u64, count: u64, per: u64, len: usize) -> Vec<Entry> {
+pub(crate) fn fill<D: Disk>(
+    store: &mut Store<D>,
+    after: u64,
+    count: u64,
+    per: u64,
+    len: usize,
+) -> Vec<Entry> {
     let mut entries = Vec::new();
     for n in 1..=count {
         entries.push(append(store, 1, after + n, len).expect("append").1);

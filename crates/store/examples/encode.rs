@@ -1,0 +1,87 @@
+//! What a record costs in CPU: append and seal on a disk that completes at once.
+//! `cargo run --release -p rallypoint-store --example encode`
+
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "it measures time")]
+
+use rallypoint_base::id::{DirectoryId, Epoch, Lineage, LogId, Position, StoreId};
+use rallypoint_store::disk::{Completion, Disk, Done, FileId, Lane, Op, Ticket};
+use rallypoint_store::record::Record;
+use rallypoint_store::store::{Identity, Options, Store};
+use std::collections::VecDeque;
+use std::time::Instant;
+
+/// Gives every buffer back at once and remembers nothing.
+#[derive(Default)]
+struct Nowhere {
+    next: u64,
+    done: VecDeque<Completion>,
+}
+
+impl Disk for Nowhere {
+    fn submit(&mut self, _: Lane, op: Op) -> Ticket {
+        self.next += 1;
+        let result = Ok(match op {
+            Op::List => Done::Names(Vec::new()),
+            Op::Open { .. } => Done::Opened { file: FileId(self.next as u32), len: 64 << 20 },
+            Op::Create { len, .. } => Done::Opened { file: FileId(self.next as u32), len },
+            Op::Read { len, .. } => Done::Read(rallypoint_base::buffer::AlignedBuffer::zeroed(len)),
+            Op::Write { data, .. } => Done::Wrote(data),
+            _ => Done::Unit,
+        });
+        self.done.push_back(Completion { ticket: Ticket(self.next), result });
+        Ticket(self.next)
+    }
+    fn poll(&mut self) -> Option<Completion> {
+        self.done.pop_front()
+    }
+    fn wait(&mut self) -> Option<Completion> {
+        self.done.pop_front()
+    }
+    fn name(&self) -> &str {
+        "nowhere"
+    }
+}
+
+fn main() {
+    let identity =
+        Identity { store: StoreId(1), lineage: Lineage(1), directory: DirectoryId(0), copies: 1, meta: vec![] };
+    println!("{:>8} {:>8} {:>6} {:>6} {:>12} {:>12}", "bytes", "records", "logs", "copies", "ns/record", "MB/s");
+    for copies in [1u8, 2] {
+        for (bytes, per, logs) in [(100, 1, 1), (100, 64, 1), (100, 64, 16), (100, 1024, 16), (1024, 64, 1), (1024, 1024, 1)] {
+            let disks = (0..copies).map(|_| Nowhere::default()).collect();
+            let mut store =
+                Store::create(disks, Identity { copies, ..identity.clone() }, Options::default()).expect("create");
+            let payload = vec![7; bytes];
+            let mut positions = vec![0u64; logs];
+            let mut best = f64::MAX;
+            let rounds = 400_000 / per / (bytes / 100);
+            for _ in 0..7 {
+                let start = Instant::now();
+                for _ in 0..rounds {
+                    for n in 0..per {
+                        let log = n % logs;
+                        positions[log] += 1;
+                        let record = Record {
+                            log: LogId(log as u16),
+                            position: Position(positions[log]),
+                            epoch: Epoch(1),
+                            kind: 1,
+                            schema: 1,
+                            payload: &payload,
+                        };
+                        store.append(&record).expect("append");
+                    }
+                    store.commit().expect("commit");
+                    while store.in_flight().is_some() {
+                        store.wait();
+                    }
+                }
+                best = best.min(start.elapsed().as_nanos() as f64 / (rounds * per) as f64);
+                for (log, position) in positions.iter().enumerate() {
+                    store.cut(LogId(log as u16), Position(*position));
+                }
+            }
+            println!("{bytes:>8} {per:>8} {logs:>6} {copies:>6} {best:>12.1} {:>12.0}", bytes as f64 * 1000.0 / best);
+        }
+    }
+}
