@@ -214,6 +214,9 @@ struct CheckpointState {
     increments: u32,
     runs: u64,
     bytes: u64,
+    /// Content bytes of the checkpoint being written, and of the last full one.
+    written: u64,
+    full_bytes: u64,
 }
 
 /// One partition. See the module for the order of calls.
@@ -300,6 +303,8 @@ impl Partition {
                 increments: 0,
                 runs: 0,
                 bytes: 0,
+                written: 0,
+                full_bytes: u64::MAX,
             },
             protocol_timer: Time::NEVER,
             stopped: false,
@@ -510,9 +515,9 @@ impl Partition {
         epoch: Epoch,
         kind: u8,
         payload: &[u8],
-    ) -> Result<(), ReplayError> {
+    ) -> Result<bool, ReplayError> {
         if position <= self.log_tail {
-            return Ok(());
+            return Ok(false);
         }
         let id = self.setup.id;
         let malformed = |what: String| move |error| ReplayError::Malformed { partition: id, what, error };
@@ -541,7 +546,7 @@ impl Partition {
             }
         }
         self.log_tail = position;
-        Ok(())
+        Ok(true)
     }
 
     fn replay_input(&mut self, position: Position, record: &InputRecord<'_>) -> Result<(), ReplayError> {
@@ -1559,12 +1564,18 @@ impl Partition {
         if self.checkpoint.writing.is_some() {
             return; // one at a time; the next run asks again
         }
-        let full = self.checkpoint.needs_full || self.checkpoint.increments >= self.setup.limits.chain_length;
+        // A full image is worth its bytes when it is no larger than the log it lets go: the log is
+        // cut only when two chains without a common part exist.
+        let affordable = self.checkpoint.full_bytes <= self.checkpoint.bytes.max(1 << 20);
+        let full = self.checkpoint.needs_full
+            || affordable
+            || self.checkpoint.increments >= self.setup.limits.chain_length;
         let version = self.checkpoint.last.next();
         self.checkpoint.last = version;
         self.checkpoint.writing = Some(version);
         self.checkpoint.runs = 0;
         self.checkpoint.bytes = 0;
+        self.checkpoint.written = 0;
         if full {
             self.checkpoint.base = None;
         }
@@ -1629,12 +1640,16 @@ impl Partition {
         out: &mut Vec<u8>,
         limit: usize,
     ) -> Result<bool, crate::codec::CodecError> {
+        let before = out.len();
+        let mut more = false;
         for (_, table) in &mut self.tables {
             if table.write(out, limit)? {
-                return Ok(true);
+                more = true;
+                break;
             }
         }
-        Ok(false)
+        self.checkpoint.written += (out.len() - before) as u64;
+        Ok(more)
     }
 
     /// The checkpoint being written is durable and verified.
@@ -1646,6 +1661,7 @@ impl Partition {
         self.checkpoint.writing = None;
         if self.checkpoint.base.is_none() {
             self.checkpoint.increments = 0;
+            self.checkpoint.full_bytes = self.checkpoint.written;
         } else {
             self.checkpoint.increments += 1;
         }

@@ -284,7 +284,7 @@ impl<D: Disk> Unit<D> {
             }
             let kind = u8::try_from(record.kind).unwrap_or(u8::MAX);
             match partition.replay(record.position, record.epoch, kind, record.payload) {
-                Ok(()) => replayed += 1,
+                Ok(new) => replayed += u64::from(new),
                 Err(error) => stopped[index] = Some(error),
             }
             Ok(())

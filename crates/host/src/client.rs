@@ -203,7 +203,8 @@ impl Client {
         state.unanswered += 1;
         let busy = state.unanswered > BUSY;
         let kept = if keep { bytes.clone() } else { Vec::new() };
-        let slot = Slot::Waiting { to, message: kept, waker: None, sent: Instant::now(), tries: 0, wanted: true };
+        let slot =
+            Slot::Waiting { to, message: kept, waker: None, sent: Instant::now(), tries: 0, wanted: true };
         state.slots.push_back(slot);
         // Under the lock, so that numbers reach the door in order.
         self.door.submit(to, &bytes, busy);

@@ -40,6 +40,7 @@ pub(crate) struct Home {
     /// True while something waits to be done.
     busy: AtomicBool,
     stopping: AtomicBool,
+    checkpointing: AtomicBool,
     /// Commits that went from sealing to reply on a caller's thread, and on the standing one.
     pub(crate) inline_drives: AtomicU64,
 }
@@ -71,6 +72,7 @@ impl Home {
             turns: AtomicU64::new(0),
             busy: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            checkpointing: AtomicBool::new(false),
             inline_drives: AtomicU64::new(0),
         })
     }
@@ -99,7 +101,10 @@ impl Home {
     }
 
     /// Runs `act` on the unit between two turns.
-    pub(crate) fn with_unit<T>(&self, act: impl FnOnce(&mut Unit<FileDisk>, &mut dyn Outside, Time) -> T) -> Option<T> {
+    pub(crate) fn with_unit<T>(
+        &self,
+        act: impl FnOnce(&mut Unit<FileDisk>, &mut dyn Outside, Time) -> T,
+    ) -> Option<T> {
         let mut guard = self.lock_serving();
         let serving = guard.as_mut()?;
         let now = self.shared.clock.now();
@@ -132,6 +137,10 @@ impl Home {
     pub(crate) fn progress(&self) -> (u64, bool) {
         let waits = !self.inbox.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
         (self.turns.load(Ordering::Relaxed), waits || self.busy.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn is_checkpointing(&self) -> bool {
+        self.checkpointing.load(Ordering::Relaxed)
     }
 
     pub(crate) fn stop(&self) {
@@ -175,6 +184,7 @@ impl Home {
         serving.spare = inbox;
         serving.worked |= any;
         self.turns.fetch_add(1, Ordering::Relaxed);
+        self.checkpointing.store(unit.is_checkpointing(), Ordering::Relaxed);
         self.busy.store(false, Ordering::Relaxed);
         any
     }
@@ -258,8 +268,7 @@ impl Home {
         let patience = patience.min(Duration::from_secs(3600));
         signal.deep = !worked;
         if !signal.awake {
-            (signal, _) =
-                self.wakeup.wait_timeout(signal, patience).unwrap_or_else(PoisonError::into_inner);
+            (signal, _) = self.wakeup.wait_timeout(signal, patience).unwrap_or_else(PoisonError::into_inner);
         }
         signal.awake = false;
         signal.deep = false;

@@ -16,7 +16,11 @@ pub(crate) const MESSAGE_MAX: usize = 4 * MESSAGE_BYTES;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Message<'a> {
     /// The first on every connection: who speaks, and about which store.
-    Hello { store: u64, worker: u32, incarnation: u64 },
+    Hello {
+        store: u64,
+        worker: u32,
+        incarnation: u64,
+    },
     Input {
         to: PartitionId,
         session: SessionId,
@@ -25,13 +29,41 @@ pub(crate) enum Message<'a> {
         read_only: bool,
         parcel: &'a [u8],
     },
-    Frames { from: PartitionId, to: PartitionId, epoch: Epoch, first: Ssn, count: u32, frames: &'a [u8] },
-    Receipt { from: PartitionId, to: PartitionId, epoch: Epoch, through: Ssn },
+    Frames {
+        from: PartitionId,
+        to: PartitionId,
+        epoch: Epoch,
+        first: Ssn,
+        count: u32,
+        frames: &'a [u8],
+    },
+    Receipt {
+        from: PartitionId,
+        to: PartitionId,
+        epoch: Epoch,
+        through: Ssn,
+    },
     /// The way to the directory that holds this partition is new.
-    Connected { peer: PartitionId },
-    Effect { to: PartitionId, key: EffectKey, outcome: u8, value: &'a [u8] },
-    Reply { session: SessionId, seq: InputSeq, outcome: Outcome, bytes: &'a [u8] },
-    Turn { session: SessionId, seq: InputSeq, why: Turned },
+    Connected {
+        peer: PartitionId,
+    },
+    Effect {
+        to: PartitionId,
+        key: EffectKey,
+        outcome: u8,
+        value: &'a [u8],
+    },
+    Reply {
+        session: SessionId,
+        seq: InputSeq,
+        outcome: Outcome,
+        bytes: &'a [u8],
+    },
+    Turn {
+        session: SessionId,
+        seq: InputSeq,
+        why: Turned,
+    },
     /// Please take a checkpoint of every partition that ran since its last one.
     Checkpoint,
 }

@@ -19,7 +19,7 @@ use rallypoint_base::time::Time;
 use rallypoint_engine::effect::EffectKey;
 use rallypoint_engine::map::Map;
 use rallypoint_engine::partition::{Ending, Witness};
-use rallypoint_engine::unit::{OpenReport, Outside, Unit, UnitNotice, WitnessFactory};
+use rallypoint_engine::unit::{OpenReport, Unit, UnitNotice, WitnessFactory};
 use rallypoint_store::store::{Identity, OpenOptions, Options};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -97,7 +97,15 @@ impl Shared {
         self.homes.get()?.get(usize::from(directory.0))?.as_ref()?.upgrade()
     }
 
-    fn homes(&self) -> impl Iterator<Item = Arc<Home>> + '_ {
+    /// Hands messages to a home of this process; drops them when there is none (the sender has
+    /// another map in mind).
+    pub(crate) fn send_here(&self, directory: DirectoryId, bytes: &[u8]) {
+        if let Some(home) = self.home(directory) {
+            home.push(bytes, true);
+        }
+    }
+
+    pub(crate) fn homes(&self) -> impl Iterator<Item = Arc<Home>> + '_ {
         self.homes.get().into_iter().flatten().flatten().filter_map(Weak::upgrade)
     }
 
@@ -215,10 +223,8 @@ impl Shared {
                 }
                 queue.idle += 1;
                 let patience = Duration::from_secs(1);
-                (queue, _) = self
-                    .effect_ready
-                    .wait_timeout(queue, patience)
-                    .unwrap_or_else(PoisonError::into_inner);
+                (queue, _) =
+                    self.effect_ready.wait_timeout(queue, patience).unwrap_or_else(PoisonError::into_inner);
                 queue.idle -= 1;
             };
             drop(queue);
@@ -310,7 +316,10 @@ impl Node {
                 .iter()
                 .map(|home| scope.spawn(|| Self::open_home(root, &app, options, home)))
                 .collect();
-            handles.into_iter().map(|handle| handle.join().unwrap_or_else(|_| Err(RootError::Panicked))).collect()
+            handles
+                .into_iter()
+                .map(|handle| handle.join().unwrap_or_else(|_| Err(RootError::Panicked)))
+                .collect()
         });
         for (home, report) in node.homes.iter().zip(opened) {
             node.reports.push((home.directory, report?));
@@ -348,7 +357,9 @@ impl Node {
             if !path.exists() && options.degraded {
                 continue;
             }
-            disks.push(FileDisk::open(path, disk_options.clone()).map_err(|e| RootError::Disk(e.to_string()))?);
+            disks.push(
+                FileDisk::open(path, disk_options.clone()).map_err(|e| RootError::Disk(e.to_string()))?,
+            );
         }
         let page = RunningPage::open(&root.running_page(directory)).map_err(RootError::RunningPage)?;
         let previous = page.read_previous();
@@ -378,8 +389,7 @@ impl Node {
             };
             let map = Arc::clone(&root.map);
             let options = Options::default();
-            let unit =
-                Unit::create(disks, identity, options, map, application, &witness, now, &mut outlet)?;
+            let unit = Unit::create(disks, identity, options, map, application, &witness, now, &mut outlet)?;
             (unit, OpenReport::default())
         } else {
             let open = OpenOptions { read_only: false, degraded: options.degraded, ..OpenOptions::default() };
@@ -479,11 +489,6 @@ impl Node {
         let home = directory.and_then(|directory| self.shared.home(directory));
         home.and_then(|home| home.with_unit(|unit, _, _| unit.drop_set_aside(partition, position)))
             .unwrap_or(false)
-    }
-
-    /// Routes a checked message to the home it is for.
-    pub(crate) fn shared_homes(&self) -> impl Iterator<Item = Arc<Home>> + '_ {
-        self.shared.homes()
     }
 }
 

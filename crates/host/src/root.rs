@@ -282,5 +282,6 @@ impl Root {
 }
 
 fn is_journal_name(name: &str) -> bool {
-    name.strip_prefix('j').is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
+    name.strip_prefix('j')
+        .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
 }

@@ -13,4 +13,5 @@ pub mod file_disk;
 pub mod file_system;
 pub mod lock;
 pub mod machine;
+pub mod process;
 pub mod running_page;
