@@ -26,6 +26,8 @@ pub const NO_RECORD: u16 = u16::MAX;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"RPBK");
 const CHECKSUM: usize = 8;
+/// Comparing with it is far faster than looking at each byte.
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
 const FIRST_RECORD_AT: usize = 62;
 
 /// What makes a block one of this journal directory.
@@ -160,7 +162,7 @@ pub fn judge(block: &[u8], home: &Home, place: Place) -> Found {
         return Found::Damaged;
     }
     if u32_at(block, 8) != MAGIC {
-        return if block.iter().all(|&byte| byte == 0) { Found::Blank } else { Found::Damaged };
+        return if *block == ZEROS { Found::Blank } else { Found::Damaged };
     }
     if checksum(block) != xxh3(&block[CHECKSUM..]) {
         return Found::Damaged;

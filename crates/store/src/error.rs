@@ -33,6 +33,7 @@ impl fmt::Display for Lost {
         match self.to {
             Some(to) if to == self.from => write!(f, "{to}")?,
             Some(to) => write!(f, "{}..={to}", self.from)?,
+            None if self.log.is_none() => write!(f, "from an unknown position on")?,
             None => write!(f, "from {} on", self.from)?,
         }
         if !self.proven {

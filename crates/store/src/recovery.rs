@@ -18,7 +18,7 @@
 //! Source: Alagappan et al., "Protocol-Aware Recovery" (FAST '18); protocols.md 3.11.
 
 use crate::block::{self, Found, Header, Home, Place};
-use crate::copies::CopyIndex;
+use crate::copies::{CopyIndex, Owner};
 use crate::disk::{Disk, DiskError, DiskErrorKind, Done, Lane, Op, Ticket};
 use crate::error::{Lost, StoreError};
 use crate::journal::{Logs, Segment, commit_hash, parse_segment_name, segment_name};
@@ -361,19 +361,40 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
             if !anywhere {
                 // The name was durable before the superblock named it, so no crash explains this.
                 self.damaged = true;
-                self.doubt.unseen = Some((CommitSeq(0), CommitSeq(0)));
-                self.report.lost.push(Lost {
-                    log: None,
-                    from: Position(0),
-                    to: None,
-                    proven: false,
-                    commits: (CommitSeq(0), CommitSeq(u64::MAX)),
-                });
             }
             self.segments.push(Segment::new(generation, files));
             generation = generation.next();
         }
+        self.sync_segments()?;
         Ok(free)
+    }
+
+    /// After `kill -9` the page cache shows blocks that a power cut would take. What is handed out
+    /// must not un-happen, so everything visible is made durable first.
+    fn sync_segments(&mut self) -> Result<(), StoreError> {
+        if self.read_only {
+            return Ok(());
+        }
+        let mut tickets = Vec::new();
+        for segment in &self.segments {
+            for copy in self.mirror.copies.live() {
+                if let Some(file) = segment.files[copy] {
+                    let op = Op::Sync { file };
+                    tickets.push((copy, self.mirror.copies.submit(copy, Owner::Run, Lane::Bulk, op)));
+                }
+            }
+        }
+        self.mirror.copies.start();
+        for (copy, ticket) in tickets {
+            match self.mirror.copies.finish(copy, ticket) {
+                Ok(_) => {}
+                Err(error) if error.kind == DiskErrorKind::Gone => {
+                    return Err(self.mirror.disk_error(copy, error));
+                }
+                Err(error) => self.give_up(copy, error),
+            }
+        }
+        Ok(())
     }
 
     fn open(&mut self, copy: CopyIndex, op: Op) -> Result<crate::disk::FileId, StoreError> {
@@ -427,8 +448,7 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
             for copy in self.mirror.copies.live() {
                 let Some(file) = self.segments[segment].files[copy] else { continue };
                 let op = Op::Read { file, offset: inside * BLOCK as u64, len: blocks as usize * BLOCK };
-                tickets
-                    .push((copy, self.mirror.copies.submit(copy, crate::copies::Owner::Run, Lane::Bulk, op)));
+                tickets.push((copy, self.mirror.copies.submit(copy, Owner::Run, Lane::Bulk, op)));
             }
             self.reader.ahead.push_back(Ahead { at, blocks, tickets });
             self.reader.next = at + blocks;
@@ -1024,7 +1044,8 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
             });
         }
         if self.report.lost.is_empty() {
-            // Commits are lost that held no record of any log (idle ones): still no whole history.
+            // A whole segment is gone at the end, or commits that held no record of any log (idle
+            // ones): nothing that is left names what they held.
             let commits = (chain.expected, chain.expected);
             self.report.lost.push(Lost { log: None, from: Position(0), to: None, proven: false, commits });
         }
