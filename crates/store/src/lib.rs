@@ -3,6 +3,7 @@
 //! Internal to `rallypoint`; no semver promise.
 #![forbid(unsafe_code)]
 
+pub mod backup;
 pub mod block;
 pub mod checkpoint;
 pub mod copies;
@@ -18,5 +19,5 @@ pub mod scrub;
 pub mod sim_disk;
 pub mod store;
 pub mod superblock;
-mod upkeep;
 pub mod verify;
+mod upkeep;

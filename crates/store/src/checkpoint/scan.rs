@@ -6,7 +6,8 @@
 //! by a crash goes on instead of being undone; never touches what a newer release or another store
 //! wrote.
 //!
-//! Invariant: running it twice finds nothing the second time.
+//! Invariants: running it twice finds nothing the second time; what it found once stays, also when the
+//! power goes right after it.
 
 use super::manifest::{FileKind, Identity, Manifest, ManifestError, file_name, parse_name};
 use super::read::{check_manifest, load_manifest};
@@ -187,7 +188,7 @@ impl CheckpointStore {
     ) -> Result<(Self, Vec<Finding>), ScanError> {
         let mut store = Self::empty(identity);
         let mut findings = Vec::new();
-        let (names, listed) = store.list(copies, &mut findings)?;
+        let (names, listed) = store.list(copies, mode, &mut findings)?;
         let mut bad_manifests = BTreeMap::new();
         for (&(log, version), names) in &names {
             let highest = store.highest.entry(log).or_default();
@@ -232,12 +233,19 @@ impl CheckpointStore {
     fn list<D: Disk>(
         &mut self,
         copies: &mut Copies<D>,
+        mode: ScanMode,
         findings: &mut Vec<Finding>,
     ) -> Result<(AllNames, Vec<CopyIndex>), ScanError> {
         let mut versions = AllNames::new();
         let (mut listed, mut last_error, mut unknown) = (Vec::new(), None, BTreeSet::new());
         for copy in copies.live() {
-            let files = match copies.run(copy, Lane::Bulk, Op::List) {
+            // After `kill -9` a manifest may be visible whose name only the cache has. Whoever used it
+            // would cut the log to it, and a power cut would take it away.
+            let synced = match mode {
+                ScanMode::Repair => copies.run(copy, Lane::Bulk, Op::SyncNames),
+                ScanMode::LookOnly => Ok(Done::Unit),
+            };
+            let files = match synced.and_then(|_| copies.run(copy, Lane::Bulk, Op::List)) {
                 Ok(Done::Names(files)) => files,
                 Ok(_) => continue,
                 Err(error) => {

@@ -168,7 +168,7 @@ impl CheckpointStore {
     }
 
     /// The versions that collection leaves alone.
-    pub(super) fn kept(&self, log: LogId) -> BTreeSet<Version> {
+    pub(crate) fn kept(&self, log: LogId) -> BTreeSet<Version> {
         let all = self.versions(log).iter().map(|info| info.manifest.version);
         let (Some(first), Some(second)) = self.tips(log) else { return all.collect() };
         let mut kept = BTreeSet::new();

@@ -3,10 +3,10 @@
 
 use crate::rig::*;
 use rallypoint_base::id::{Position, Version};
-use rallypoint_store::checkpoint::{CheckpointStore, Finding};
+use rallypoint_store::checkpoint::{CheckpointStore, Finding, ScanMode};
 use rallypoint_store::copies::Copies;
 use rallypoint_store::disk::Disk;
-use rallypoint_store::sim_disk::SimDisk;
+use rallypoint_store::sim_disk::{SimDisk, SimDrive};
 
 /// What was promised before the power went.
 #[derive(Clone, Copy, Debug, Default)]
@@ -74,7 +74,8 @@ fn audit(machine: &Machine, promised: Promised) -> Result<(), String> {
     // Each copy alone is whole.
     for drive in &machine.drives {
         let mut alone = Copies::new(vec![SimDisk::open_read_only(drive)]);
-        let (mut store, findings) = scan(&mut alone).map_err(|error| error.to_string())?;
+        let looked = CheckpointStore::scan(&mut alone, IDENTITY, ScanMode::LookOnly);
+        let (mut store, findings) = looked.map_err(|error| error.to_string())?;
         if !findings.is_empty() {
             return Err(format!("one copy alone: {findings:?}"));
         }
@@ -161,4 +162,31 @@ fn the_crash_check_sees_every_broken_order() {
             assert!(seen.is_err(), "{mutation:?} on {drives} disks went unnoticed: {seen:?}");
         }
     }
+}
+
+/// A killed process leaves names that only the cache has; what the next one saw must stay.
+fn kill_everywhere(mutation: Mutation) -> Result<(), String> {
+    for at in 1.. {
+        let machine = Machine::new(2, at);
+        machine.power.crash_after(at);
+        let ended = script(&mut machine.copies(), &mut Promised::default());
+        machine.drives.iter().for_each(SimDrive::kill);
+        let disks = machine.drives.iter().map(|drive| Mutant::new(SimDisk::open(drive), mutation));
+        let (store, _) = scan(&mut Copies::new(disks.collect())).map_err(|error| error.to_string())?;
+        let seen = Promised { newest: store.newest(LOG).unwrap_or_default(), cut: store.log_cut(LOG) };
+        machine.drives.iter().for_each(|drive| drive.crash_with(|_| false));
+        let (mut copies, mut store, _) = machine.open();
+        check_store(&mut copies, &mut store, seen)
+            .map_err(|why| format!("killed at operation {at}: {why}"))?;
+        if ended.is_ok() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_was_seen_after_a_kill_stays_when_the_power_goes() {
+    kill_everywhere(Mutation::None).unwrap();
+    assert!(kill_everywhere(Mutation::DropSyncNames).is_err(), "the check cannot fail");
 }

@@ -233,6 +233,11 @@ impl<D: Disk> Disk for Mutant<D> {
                 self.made_up.push_back(done(ticket));
                 return ticket;
             }
+            // What is synced later must stay open until then.
+            (Mutation::RenameBeforeSync, Op::Close { .. }) => {
+                self.made_up.push_back(done(ticket));
+                return ticket;
+            }
             (Mutation::RemovePartFirst, Op::Remove { name }) => {
                 let part = name.replace(".manifest", ".part");
                 if part != *name {
