@@ -19,5 +19,5 @@ pub mod scrub;
 pub mod sim_disk;
 pub mod store;
 pub mod superblock;
-pub mod verify;
 mod upkeep;
+pub mod verify;
