@@ -34,6 +34,8 @@ use thiserror::Error;
 const DEPTH: usize = 8;
 /// Bytes of one read.
 const CHUNK: usize = 1 << 20;
+/// How far behind the end of the chain later commits are looked for: four times the largest commit.
+const EXAMINED: u64 = 16 << 20;
 /// Findings that are listed; more are only counted.
 const LISTED: usize = 1000;
 
@@ -759,10 +761,13 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
         Ok(true)
     }
 
-    /// Looks at everything from the hole to the end of the last named segment.
+    /// Looks from the hole on for what proves that it is one: [`EXAMINED`] bytes of this segment, and
+    /// as many at the start of each later one. (To read what is blank to its end would make every
+    /// start as slow as a full segment; decision 0001 says what this gives up.)
     fn examine(&mut self, chain: &Chain) -> Result<Exam, StoreError> {
         let mut exam = Exam::default();
         let mut at = chain.at;
+        let window = EXAMINED / BLOCK as u64;
         while let Some(seen) = self.see(at)? {
             let mut junk = false;
             let mut counted = false;
@@ -801,6 +806,16 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
                 break;
             }
             at += 1;
+            // A later commit begins where this one ends, or at the start of a segment: what lies
+            // further behind can only be reached over this window.
+            let from = if at / self.segment_blocks == chain.at / self.segment_blocks {
+                chain.at
+            } else {
+                at / self.segment_blocks * self.segment_blocks
+            };
+            if !junk && at - from >= window {
+                at = (at / self.segment_blocks + 1) * self.segment_blocks;
+            }
         }
         Ok(exam)
     }
