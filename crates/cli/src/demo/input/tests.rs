@@ -1,3 +1,5 @@
+//! Each kind of line a file may hold, and random ones against the writer of the `csv` crate.
+
 use super::{AMOUNT, Content, ContentHash, HEADER, Input, InputError, Line, Lines, Reason, Transfer};
 use proptest::prelude::*;
 use rallypoint_base::hash::xxh3;
