@@ -101,6 +101,10 @@ impl Effects {
         self.outstanding.get(&id)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.outstanding.is_empty()
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&(Epoch, Position, u32), &Outstanding)> {
         self.outstanding.iter()
     }

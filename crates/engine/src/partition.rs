@@ -39,7 +39,7 @@ use rallypoint_base::random::mix;
 use rallypoint_base::time::Time;
 use rallypoint_base::wire::{Malformed, Reader, put_bytes, put_varint};
 use rallypoint_rollback::protocol::{
-    Channel, Channels, Command as ProtocolCommand, Event as ProtocolEvent, Peer, Protocol,
+    Channels, Command as ProtocolCommand, Event as ProtocolEvent, Peer, Protocol,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -228,11 +228,15 @@ pub struct Partition {
     protocol_commands: Vec<ProtocolCommand>,
     position: Position,
     log_tail: Position,
+    /// The log is durable through here.
+    durable: Position,
     /// (log position, run) of records that are not durable yet.
     appended: VecDeque<(Position, Position)>,
     /// Protocol records that are not durable yet.
     persisting: VecDeque<(Position, u64)>,
     now: Time,
+    /// The host's clock when it was last heard.
+    clock: Time,
     outgoing: BTreeMap<PartitionId, Outgoing>,
     incoming: BTreeMap<PartitionId, InChannel>,
     receipts: VecDeque<(Position, PartitionId, Ssn)>,
@@ -277,9 +281,11 @@ impl Partition {
             protocol_commands: Vec::new(),
             position: Position(0),
             log_tail: Position(0),
+            durable: Position(0),
             appended: VecDeque::new(),
             persisting: VecDeque::new(),
             now: Time(0),
+            clock: Time::NEVER,
             outgoing: BTreeMap::new(),
             incoming: BTreeMap::new(),
             receipts: VecDeque::new(),
@@ -363,13 +369,16 @@ impl Partition {
         self.gate.len()
     }
 
-    /// True when nothing waits here: no gate, no frame that the receiver's log does not hold, no
-    /// effect, nothing held.
+    /// True when nothing waits here: no gate, no record that is not durable, no frame that the
+    /// receiver's log does not hold, no effect, nothing held.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         self.gate.is_empty()
+            && self.appended.is_empty()
             && self.unacknowledged_bytes == 0
+            && self.effects.is_empty()
             && self.held.is_empty()
+            && self.holding.values().all(VecDeque::is_empty)
             && self.careful.as_ref().is_none_or(|careful| careful.queue.is_empty())
     }
 
@@ -384,10 +393,10 @@ impl Partition {
     pub fn channels(&self) -> Channels {
         let mut channels = Channels::new();
         for (&to, channel) in &self.outgoing {
-            channels.entry(to).or_insert_with(Channel::default).sent = channel.sent;
+            channels.entry(to).or_default().sent = channel.sent;
         }
         for (&from, channel) in &self.incoming {
-            channels.entry(from).or_insert_with(Channel::default).received = channel.received;
+            channels.entry(from).or_default().received = channel.received;
         }
         channels
     }
@@ -429,7 +438,8 @@ impl Partition {
         self.position = Position(reader.varint("run position")?);
         self.log_tail = self.log_tail.max(Position(reader.varint("log position")?));
         self.epoch = self.epoch.max(Epoch(reader.varint("epoch")? as u32));
-        self.now = Time(reader.varint("time")?);
+        self.now = self.now.max(Time(reader.varint("time")?));
+        self.checkpoint.increments = reader.varint("increments")? as u32;
         for _ in 0..reader.varint("outgoing channels")? {
             let to = PartitionId(reader.varint("outgoing channel")? as u16);
             let channel = Outgoing::load(reader)?;
@@ -499,6 +509,19 @@ impl Partition {
         Ok(())
     }
 
+    /// After the last piece of a checkpoint's content.
+    ///
+    /// # Errors
+    /// [`ReplayError::Malformed`] when it ended inside an actor: the version cannot be used.
+    pub fn content_is_whole(&self) -> Result<(), ReplayError> {
+        if self.leftover.is_empty() {
+            return Ok(());
+        }
+        let error = Malformed { field: "content ends inside an actor", offset: self.leftover.len() };
+        let what = "checkpoint content".into();
+        Err(ReplayError::Malformed { partition: self.setup.id, what, error })
+    }
+
     /// Says how far the versions of this partition go, so that none is ever used twice.
     pub fn set_last_version(&mut self, last: Version) {
         self.checkpoint.last = self.checkpoint.last.max(last);
@@ -521,6 +544,7 @@ impl Partition {
         }
         let id = self.setup.id;
         let malformed = |what: String| move |error| ReplayError::Malformed { partition: id, what, error };
+        self.content_is_whole()?;
         match kind {
             kind::INPUT => {
                 let record = InputRecord::decode(payload).map_err(malformed(format!("record {position}")))?;
@@ -536,10 +560,7 @@ impl Partition {
                 self.position = self.position.next();
             }
             kind::PROTOCOL | kind::STOP => self.position = self.position.next(),
-            kind::EPOCH => {
-                self.epoch = epoch;
-                self.position = self.position.next();
-            }
+            kind::EPOCH => self.epoch = epoch, // no run: the position stays
             other => {
                 let error = Malformed { field: "record kind of a newer release", offset: other.into() };
                 return Err(malformed(format!("record {position}"))(error));
@@ -554,16 +575,19 @@ impl Partition {
         self.position = record.run;
         let identity = record.source.identity(record.parcel);
         self.marks.remove(&identity);
-        let (outcome, hash) = if record.verdict == Verdict::SetAside {
-            self.run.begin(self.now, 0, true);
-            self.reply.clear();
-            self.reply.extend_from_slice(record.evidence.as_bytes());
-            (Outcome::SetAside, record.hash)
+        let outcome = if record.verdict == Verdict::SetAside {
+            self.set_run_aside(record.parcel, record.evidence, true);
+            Outcome::SetAside
         } else {
-            let (outcome, _) = self.perform(record.parcel, true);
-            (outcome, self.hash_run(outcome))
+            self.perform(record.parcel, true).0
         };
-        if hash != record.hash || verdict_of(outcome) != record.verdict {
+        let hash = self.hash_run(outcome);
+        let mut diverged = hash != record.hash || verdict_of(outcome) != record.verdict;
+        if !diverged {
+            let channels = self.settle(record.source, record.parcel, outcome, identity, record.evidence);
+            diverged = channels != record.channels;
+        }
+        if diverged {
             let actor = match Parcel::decode(record.parcel) {
                 Ok(parcel) => {
                     format!("{} {:?}", self.setup.registry.name(parcel.kind).unwrap_or("?"), parcel.key)
@@ -578,7 +602,6 @@ impl Partition {
                 recorded: record.hash,
             });
         }
-        self.settle(record.source, record.parcel, outcome, identity, record.evidence);
         Ok(())
     }
 
@@ -586,8 +609,16 @@ impl Partition {
     /// witness saw running when the last holder ended is suspected; while there are suspects (or
     /// marks of unknown end) deliveries are careful for a while.
     pub fn go_live(&mut self, now: Time, ending: &Ending, out: &mut Outbox) {
-        self.now = self.now.max(now);
+        self.advance(now);
         self.live = true;
+        if let Err(error) = self.content_is_whole() {
+            self.stopped = true;
+            out.commands.push(Command::Notice(Notice::Diverged { detail: error.to_string() }));
+        }
+        if self.stopped {
+            return; // after a divergence the state is not one that may be seen
+        }
+        self.durable = self.log_tail;
         self.begin_again();
         self.weigh_evidence(ending, out);
         let (version, position, channels) =
@@ -684,13 +715,19 @@ impl Partition {
     pub fn rolled_back(&mut self, now: Time, version: Option<Version>, out: &mut Outbox) {
         self.advance(now);
         let epoch = self.epoch;
-        self.held.retain(|waiting| match waiting.source {
-            Source::Frame { .. } => waiting.epoch >= epoch,
-            _ => true,
-        });
+        // What waits may stem from the undone history, and what does not comes again: frames from
+        // their sender, timers and ends of effects from the tables. Only a client's input is new.
+        let is_input = |waiting: &Waiting| matches!(waiting.source, Source::Client { .. });
+        self.held.retain(is_input);
+        self.holding.clear();
+        if let Some(careful) = &mut self.careful {
+            careful.queue.retain(is_input);
+            careful.marked = None;
+        }
         self.begin_again();
         let (position, channels) = (self.position, self.channels());
         self.tell(ProtocolEvent::RolledBack { version, epoch, position, channels: &channels }, out);
+        self.mark_next(out);
         self.flush(out);
     }
 
@@ -728,17 +765,27 @@ impl Partition {
             return Err(Turned::Stopped);
         }
         let decoded = Parcel::decode(parcel).map_err(|_| Turned::Malformed)?;
-        if decoded.key.len() > limits::KEY_BYTES || parcel.len() > limits::MESSAGE_BYTES {
+        // Only actors ask: the answer to anybody else would be a message nobody sent.
+        if decoded.key.len() > limits::KEY_BYTES
+            || parcel.len() > limits::MESSAGE_BYTES
+            || decoded.asker.is_some()
+        {
             return Err(Turned::Malformed);
         }
         let Some(table) = self.tables.iter().position(|(tag, _)| *tag == decoded.kind) else {
             return Err(Turned::NoSuchKind);
         };
         let Body::Message(message) = decoded.body else { return Err(Turned::Malformed) };
-        if read_only && self.query(session, seq, table, decoded.key, message, out)? {
+        let waiting = self.gate.len()
+            + self.held.len()
+            + self.careful.as_ref().map_or(0, |careful| careful.queue.len());
+        let overloaded = waiting >= self.setup.limits.door_credits
+            || self.unacknowledged_bytes > self.setup.limits.unacknowledged_bytes;
+        let source = Source::Client { session, seq, acknowledged_below };
+        if read_only && !overloaded && self.query(source, session, seq, table, decoded.key, message, out)? {
             return Ok(());
         }
-        match self.sessions.look_up(self.now, session, seq) {
+        match self.sessions.look_up(session, seq) {
             Known::TooOld => return Err(Turned::TooOld),
             Known::Answered(kept) => {
                 // Its original answer may still be at the gate; then it leaves once, from there.
@@ -753,21 +800,16 @@ impl Partition {
             }
             Known::New => {}
         }
-        let waiting = self.gate.len()
-            + self.held.len()
-            + self.careful.as_ref().map_or(0, |careful| careful.queue.len());
-        if waiting >= self.setup.limits.door_credits
-            || self.unacknowledged_bytes > self.setup.limits.unacknowledged_bytes
-        {
+        if overloaded {
             return Err(Turned::Overloaded);
         }
-        let source = Source::Client { session, seq, acknowledged_below };
         self.arrive(source, parcel, &[], self.epoch, out);
         Ok(())
     }
 
     fn query(
         &mut self,
+        source: Source,
         session: SessionId,
         seq: InputSeq,
         table: usize,
@@ -776,11 +818,17 @@ impl Partition {
         out: &mut Outbox,
     ) -> Result<bool, Turned> {
         let encoded = Encoded::split(message).ok_or(Turned::Malformed)?;
+        let identity = source.identity(message);
+        if self.ends(identity) >= ENDS_TO_SET_ASIDE {
+            return Ok(false); // as an input, it is set aside
+        }
         self.run.begin(self.now, mix(self.position.0), false);
         self.reply.clear();
         let (run, reply) = (&mut self.run, &mut self.reply);
         let table = &mut self.tables[table].1;
+        self.witness.running(identity);
         let answered = catch_unwind(AssertUnwindSafe(|| table.query(key, encoded, run, reply)));
+        self.witness.idle();
         let outcome = match answered {
             Ok(None) => return Ok(false),
             Ok(Some(Delivered::Applied)) => Outcome::Applied,
@@ -855,7 +903,7 @@ impl Partition {
         }
         let Some(channel) = self.outgoing.get_mut(&from) else { return };
         self.unacknowledged_bytes -= channel.kept_bytes;
-        if !channel.acknowledge(now, through) {
+        if !channel.acknowledge(self.now, through) {
             out.commands.push(Command::Notice(Notice::ImpossibleReceipt { from }));
         }
         self.unacknowledged_bytes += channel.kept_bytes;
@@ -877,8 +925,12 @@ impl Partition {
     /// The host performed an effect. `outcome`: 0 done (with the value), 1 failed (with a text).
     pub fn handle_effect(&mut self, now: Time, key: EffectKey, outcome: u8, value: &[u8], out: &mut Outbox) {
         self.advance(now);
+        if self.stopped || !self.live {
+            return;
+        }
         let id = (key.epoch, key.position, key.index);
-        if self.effects.get(id).is_none() {
+        let ours = key.lineage == self.setup.lineage && key.log == LogId::from(self.setup.id);
+        if !ours || self.effects.get(id).is_none() {
             out.commands.push(Command::Notice(Notice::LateEffect { key }));
             return;
         }
@@ -896,6 +948,7 @@ impl Partition {
     /// Everything in this partition's log through `position` is durable.
     pub fn handle_durable(&mut self, now: Time, position: Position, out: &mut Outbox) {
         self.advance(now);
+        self.durable = self.durable.max(position);
         let mut run = None;
         while let Some(&(log, at)) = self.appended.front()
             && log <= position
@@ -913,7 +966,7 @@ impl Partition {
             self.tell(ProtocolEvent::Persisted { token }, out);
         }
         self.flush(out);
-        self.run_marked(position, out);
+        self.run_marked(out);
     }
 
     /// Time passed: timers, effect deadlines, retransmission, session expiry.
@@ -922,9 +975,12 @@ impl Partition {
         if self.stopped || !self.live {
             return;
         }
+        // A timer that is set here and due at once waits for the next call, so that this one ends.
+        let last = self.timers.last_set();
         while self.takes_timers()
             && let Some((at, set, id)) = self.timers.earliest()
             && at <= self.now
+            && set <= last
         {
             let mut parcel = Vec::new();
             let body = Body::Timer { set, name: &id.name };
@@ -940,14 +996,14 @@ impl Partition {
         let patience = self.setup.limits.retransmit_after;
         for channel in self.outgoing.values_mut() {
             let waits = channel.transmitted > channel.acknowledged;
-            if waits && now.since(channel.last_progress) >= patience {
+            if waits && self.now.since(channel.last_progress) >= patience {
                 channel.transmitted = channel.acknowledged;
-                channel.last_progress = now;
+                channel.last_progress = self.now;
             }
         }
-        if self.protocol_timer <= now {
+        if self.protocol_timer <= self.now {
             self.protocol_timer = Time::NEVER;
-            self.tell(ProtocolEvent::Tick { now }, out);
+            self.tell(ProtocolEvent::Tick { now: self.now }, out);
         }
         self.flush(out);
     }
@@ -957,9 +1013,12 @@ impl Partition {
         !self.paused && self.careful.as_ref().is_none_or(|careful| careful.queue.is_empty())
     }
 
-    /// When [`Partition::handle_time`] should be called next, at the latest.
+    /// When [`Partition::handle_time`] should be called next, at the latest, by the host's clock.
     #[must_use]
     pub fn next_deadline(&self) -> Time {
+        if self.stopped || !self.live {
+            return Time::NEVER;
+        }
         let (mut timer, mut effect) = (Time::NEVER, Time::NEVER);
         if self.takes_timers() {
             timer = self.timers.earliest().map_or(Time::NEVER, |(at, _, _)| at);
@@ -967,7 +1026,8 @@ impl Partition {
         }
         let waiting = self.outgoing.values().filter(|channel| channel.transmitted > channel.acknowledged);
         let resend = waiting.map(|channel| channel.last_progress + self.setup.limits.retransmit_after).min();
-        timer.min(effect).min(resend.unwrap_or(Time::NEVER)).min(self.protocol_timer)
+        let next = timer.min(effect).min(resend.unwrap_or(Time::NEVER)).min(self.protocol_timer);
+        if next == Time::NEVER { next } else { next - self.now.since(self.clock) }
     }
 
     /// Forgets sessions that were idle for longer than [`limits::SESSION_TTL`].
@@ -1012,8 +1072,16 @@ impl Partition {
         self.stopped = true;
     }
 
+    /// The partition's time never goes back, and goes on where the host's clock was put back: else
+    /// a clock that was a year ahead for a moment would stop every timer for a year.
     fn advance(&mut self, now: Time) {
-        self.now = self.now.max(now);
+        /// Less than this is two threads that read the clock in turn.
+        const JITTER: Duration = Duration::from_secs(1);
+        if now + JITTER < self.clock {
+            self.clock = now;
+        }
+        self.now = (self.now + now.since(self.clock)).max(now);
+        self.clock = self.clock.max(now);
     }
 
     // ---------------------------------------------------------------- delivery
@@ -1061,9 +1129,8 @@ impl Partition {
     fn execute(&mut self, source: Source, parcel: &[u8], out: &mut Outbox) {
         let identity = source.identity(parcel);
         self.position = self.position.next();
-        let ends = self.marks.get(&identity).map_or(0, |mark| mark.ends);
+        let ends = self.ends(identity);
         let (outcome, evidence) = if ends >= ENDS_TO_SET_ASIDE {
-            self.run.begin(self.now, 0, false);
             (Outcome::SetAside, format!("it was running when its worker ended, {ends} times"))
         } else {
             self.witness.running(identity);
@@ -1072,14 +1139,17 @@ impl Partition {
             performed
         };
         if outcome == Outcome::SetAside {
-            self.reply.clear();
-            self.reply.extend_from_slice(evidence.as_bytes());
+            self.set_run_aside(parcel, &evidence, false);
         }
         let hash = self.hash_run(outcome);
         let verdict = verdict_of(outcome);
         let channels = self.settle(source, parcel, outcome, identity, &evidence);
         if verdict == Verdict::SetAside {
             out.commands.push(Command::Notice(Notice::SetAside { identity, evidence: evidence.clone() }));
+        }
+        // A client's refusal is its answer, and what it refused sent nothing.
+        if verdict != Verdict::Applied && matches!(source, Source::Client { .. }) {
+            self.inner_refusals.clear();
         }
         for detail in self.inner_refusals.drain(..) {
             out.commands.push(Command::Notice(Notice::RefusedInside { detail }));
@@ -1143,8 +1213,6 @@ impl Partition {
                 for &table in &self.touched {
                     self.tables[table].1.abort_run();
                 }
-                self.run.clear();
-                self.inner_refusals.clear();
                 let text = panic_text(&*panic);
                 (Outcome::SetAside, format!("{} panicked: {text}", self.current))
             }
@@ -1153,6 +1221,17 @@ impl Partition {
             self.tables[table].1.commit_run();
         }
         result
+    }
+
+    /// Nothing is left of the run but what its asker and its client are told.
+    fn set_run_aside(&mut self, parcel: &[u8], evidence: &str, replaying: bool) {
+        self.run.begin(self.now, 0, replaying);
+        self.inner_refusals.clear();
+        self.reply.clear();
+        self.reply.extend_from_slice(evidence.as_bytes());
+        if let Ok(Parcel { asker: Some(asker), .. }) = Parcel::decode(parcel) {
+            self.run.answer(asker, false, &[]);
+        }
     }
 
     fn perform_all(&mut self, parcel: &[u8]) -> Outcome {
@@ -1195,7 +1274,7 @@ impl Partition {
         if let Some(asker) = parcel.asker {
             let value = if outcome == Outcome::Failed { &[][..] } else { &reply[..] };
             self.run.answer(asker, outcome == Outcome::Applied, value);
-        } else if outcome != Outcome::Applied && (!outer || !matches!(parcel.body, Body::Message(_))) {
+        } else if outcome != Outcome::Applied {
             let text = if outcome == Outcome::Failed { String::from_utf8_lossy(&reply) } else { "".into() };
             self.inner_refusals.push(format!("{} refused: {text}", self.current));
         }
@@ -1260,17 +1339,22 @@ impl Partition {
 
     /// Hash over what a run caused: the answer, frames, timers, effects.
     fn hash_run(&self, outcome: Outcome) -> u64 {
-        let mut hash = xxh3(&self.reply) ^ mix(outcome as u64);
+        // The text of a failure names types and quotes codecs: another build may say it differently.
+        let reply = if outcome == Outcome::Failed { 0 } else { xxh3(&self.reply) };
+        let mut hash = reply ^ mix(outcome as u64);
         for (to, range) in &self.run.sends {
             if *to != self.setup.id {
                 hash = mix(hash ^ xxh3(&self.run.arena[range.clone()]) ^ u64::from(to.0));
             }
         }
         for (id, at) in &self.run.timers {
-            let at = at.map_or(0, |at| at.0);
-            hash = mix(hash ^ xxh3(id.key.as_bytes()) ^ xxh3(id.name.as_bytes()).rotate_left(7) ^ at);
+            let at = at.map_or(0, |at| at.0 + 1);
+            let whose = xxh3(id.key.as_bytes()) ^ u64::from(id.kind);
+            hash = mix(hash ^ whose ^ xxh3(id.name.as_bytes()).rotate_left(7) ^ at);
         }
         for effect in &self.run.effects {
+            let whose = xxh3(effect.key.as_bytes()) ^ u64::from(effect.kind);
+            hash = mix(hash ^ whose ^ effect.timeout.as_nanos() as u64);
             hash = mix(hash ^ xxh3(&effect.payload) ^ xxh3(effect.name.as_bytes()) ^ effect.token);
         }
         hash
@@ -1387,12 +1471,24 @@ impl Partition {
         });
     }
 
+    /// How often this input was running when its worker ended.
+    fn ends(&self, identity: u64) -> u32 {
+        self.marks.get(&identity).map_or(0, |mark| mark.ends)
+    }
+
     /// Writes the mark of the next careful delivery, if none is on its way.
     fn mark_next(&mut self, out: &mut Outbox) {
-        let Some(careful) = &self.careful else { return };
-        let (None, Some(next)) = (careful.marked, careful.queue.front()) else { return };
+        let Some(careful) = &mut self.careful else { return };
+        if careful.marked.is_some() {
+            return;
+        }
+        // A repetition never runs; its mark would never get a verdict.
+        while careful.queue.front().is_some_and(|next| is_repetition(&self.sessions, next)) {
+            careful.queue.pop_front();
+        }
+        let Some(next) = careful.queue.front() else { return };
         let identity = next.source.identity(&next.parcel);
-        let ends = self.marks.get(&identity).map_or(0, |mark| mark.ends);
+        let ends = self.ends(identity);
         self.append_mark(identity, Mark { ends, pending: ends < ENDS_TO_SET_ASIDE }, out);
         let mark = self.log_tail;
         if let Some(careful) = &mut self.careful {
@@ -1400,36 +1496,32 @@ impl Partition {
         }
     }
 
-    fn run_marked(&mut self, durable: Position, out: &mut Outbox) {
+    fn run_marked(&mut self, out: &mut Outbox) {
         let Some(careful) = &mut self.careful else { return };
-        if careful.marked.is_none_or(|mark| mark > durable) {
+        if self.paused || self.stopped || careful.marked.is_none_or(|mark| mark > self.durable) {
             return;
         }
         careful.marked = None;
         careful.remaining = careful.remaining.saturating_sub(1);
         let done = careful.remaining == 0;
         let Some(next) = careful.queue.pop_front() else { return };
-        self.deliver_waiting(next, out);
+        self.deliver(next.source, &next.parcel, &next.piggyback, out);
         if done {
             let rest = self.careful.take().map(|careful| careful.queue).unwrap_or_default();
-            for waiting in rest {
-                self.deliver_waiting(waiting, out);
-            }
+            self.arrive_again(rest, out);
         } else {
             self.mark_next(out);
         }
     }
 
-    /// Delivers what waited. A client may have repeated its input meanwhile: one of them runs.
-    fn deliver_waiting(&mut self, waiting: Waiting, out: &mut Outbox) {
-        if let Source::Client { session, seq, .. } = waiting.source
-            && self.sessions.look_up(self.now, session, seq) != Known::New
-        {
-            let identity = waiting.source.identity(&waiting.parcel);
-            self.marks.remove(&identity);
-            return;
+    /// What waited goes where it would go if it came now. A client may have repeated its input
+    /// meanwhile: one of them runs.
+    fn arrive_again(&mut self, waited: VecDeque<Waiting>, out: &mut Outbox) {
+        for waiting in waited {
+            if !is_repetition(&self.sessions, &waiting) {
+                self.arrive(waiting.source, &waiting.parcel, &waiting.piggyback, waiting.epoch, out);
+            }
         }
-        self.deliver(waiting.source, &waiting.parcel, &waiting.piggyback, out);
     }
 
     // ---------------------------------------------------------------- the protocol
@@ -1454,20 +1546,16 @@ impl Partition {
             ProtocolCommand::Unhold => {
                 for (_, channel) in std::mem::take(&mut self.holding) {
                     for waiting in channel {
-                        self.deliver_waiting(waiting, out);
+                        self.deliver(waiting.source, &waiting.parcel, &waiting.piggyback, out);
                     }
                 }
             }
             ProtocolCommand::Pause => self.paused = true,
             ProtocolCommand::Resume => {
                 self.paused = false;
-                for waiting in std::mem::take(&mut self.held) {
-                    if waiting.epoch > self.epoch || self.paused {
-                        self.held.push_back(waiting);
-                    } else {
-                        self.deliver_waiting(waiting, out);
-                    }
-                }
+                let held = std::mem::take(&mut self.held);
+                self.arrive_again(held, out);
+                self.run_marked(out);
             }
             ProtocolCommand::Control { to, bytes } => {
                 let bytes = out.put(&bytes);
@@ -1490,6 +1578,9 @@ impl Partition {
 
     /// Lets everything out that the horizons allow.
     fn flush(&mut self, out: &mut Outbox) {
+        if self.stopped {
+            return;
+        }
         while let Some((position, _)) = self.gate.front()
             && *position <= self.horizons.outputs
         {
@@ -1604,6 +1695,7 @@ impl Partition {
         put_varint(out, self.log_tail.0);
         put_varint(out, u64::from(self.epoch.0));
         put_varint(out, self.now.0);
+        put_varint(out, self.checkpoint.base.map_or(0, |_| u64::from(self.checkpoint.increments) + 1));
         put_varint(out, self.outgoing.len() as u64);
         for (to, channel) in &self.outgoing {
             put_varint(out, u64::from(to.0));
@@ -1701,6 +1793,14 @@ impl Partition {
         let before = self.set_aside.len();
         self.set_aside.retain(|entry| entry.position != position);
         before != self.set_aside.len()
+    }
+}
+
+/// True when this client's input has run, or will never run.
+fn is_repetition(sessions: &Sessions, waiting: &Waiting) -> bool {
+    match waiting.source {
+        Source::Client { session, seq, .. } => sessions.look_up(session, seq) != Known::New,
+        _ => false,
     }
 }
 

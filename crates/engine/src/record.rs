@@ -10,6 +10,8 @@
 //! parcel (rest)
 //! ```
 
+use crate::parcel::{Body, Parcel};
+use rallypoint_base::hash::xxh3_seeded;
 use rallypoint_base::id::{InputSeq, PartitionId, Position, SessionId, Ssn};
 use rallypoint_base::random::mix;
 use rallypoint_base::time::Time;
@@ -73,7 +75,14 @@ impl Source {
         let identity = match *self {
             Self::Client { session, seq, .. } => mix(mix(session.0 ^ 0xC1) ^ seq.0),
             Self::Frame { from, ssn } => mix(mix(u64::from(from.0) ^ 0xF2) ^ ssn.0),
-            Self::Timer | Self::Effect => rallypoint_base::hash::xxh3_seeded(parcel, 0x71),
+            Self::Timer => xxh3_seeded(parcel, 0x71),
+            // What it returned may differ each time it is performed: it is one suspect all the same.
+            Self::Effect => match Parcel::decode(parcel) {
+                Ok(Parcel { body: Body::Effect { id: (epoch, position, index), .. }, .. }) => {
+                    mix(mix(position.0 ^ 0xEF) ^ u64::from(epoch.0) ^ u64::from(index) << 32)
+                }
+                _ => xxh3_seeded(parcel, 0x71),
+            },
         };
         identity | 1 // never 0, which means "nothing" in the running page
     }

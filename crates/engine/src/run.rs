@@ -24,8 +24,8 @@ pub enum RunError {
     /// Key longer than [`KEY_BYTES`].
     #[error("a key of {0} bytes: keys have at most {KEY_BYTES}")]
     KeyTooLong(usize),
-    /// Message longer than [`MESSAGE_BYTES`].
-    #[error("a message of {0} bytes: messages have at most {MESSAGE_BYTES}")]
+    /// Message or reply longer than [`MESSAGE_BYTES`].
+    #[error("a message of {0} bytes: messages and replies have at most {MESSAGE_BYTES}")]
     MessageTooLarge(usize),
     /// More than [`FAN_OUT`] messages, timers and effects.
     #[error(
@@ -155,24 +155,20 @@ impl Run {
             self.arena.truncate(start);
             return self.fail(RunError::Codec(error));
         }
-        self.finish_send(key, start);
+        let len = self.arena.len() - start;
+        if len > MESSAGE_BYTES {
+            self.arena.truncate(start);
+            return self.fail(RunError::MessageTooLarge(len));
+        }
+        self.sends.push((self.map.partition_of(key), start..self.arena.len()));
     }
 
     pub(crate) fn answer(&mut self, asker: Asker<'_>, applied: bool, value: &[u8]) {
         let start = self.arena.len();
         let body = Body::Answer { token: asker.token, applied, value };
         Parcel { kind: asker.kind, key: asker.key, asker: None, body }.encode(&mut self.arena);
-        self.finish_send(asker.key, start);
-    }
-
-    fn finish_send(&mut self, key: &str, start: usize) {
-        let len = self.arena.len() - start;
-        if len > MESSAGE_BYTES {
-            self.arena.truncate(start);
-            return self.fail(RunError::MessageTooLarge(len));
-        }
-        let to = self.map.partition_of(key);
-        self.sends.push((to, start..self.arena.len()));
+        // No limit stands between an asker and its answer: the value has passed its own.
+        self.sends.push((self.map.partition_of(asker.key), start..self.arena.len()));
     }
 
     pub(crate) fn set_timer(&mut self, kind: u32, key: &str, name: &str, at: Option<Time>) {

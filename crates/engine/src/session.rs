@@ -48,17 +48,21 @@ pub(crate) enum Known<'a> {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sessions {
     sessions: BTreeMap<SessionId, Session>,
+    /// Sessions were forgotten at this time: one that may have been among them is not new.
+    forgotten_at: Time,
 }
 
 impl Sessions {
-    pub(crate) fn look_up(&self, now: Time, session: SessionId, seq: InputSeq) -> Known<'_> {
+    pub(crate) fn look_up(&self, session: SessionId, seq: InputSeq) -> Known<'_> {
         match self.sessions.get(&session) {
             Some(known) if seq < known.acknowledged_below => Known::TooOld,
             Some(known) => match known.find(seq) {
                 Ok(at) => Known::Answered(&known.kept[at]),
                 Err(_) => Known::New,
             },
-            None if Time((session.0 >> 32) * 1_000_000_000) + SESSION_TTL < now => Known::TooOld,
+            None if Time((session.0 >> 32) * 1_000_000_000) + SESSION_TTL < self.forgotten_at => {
+                Known::TooOld
+            }
             None => Known::New,
         }
     }
@@ -94,10 +98,15 @@ impl Sessions {
     pub(crate) fn expire(&mut self, now: Time) -> usize {
         let before = self.sessions.len();
         self.sessions.retain(|_, session| session.seen + SESSION_TTL >= now);
-        before - self.sessions.len()
+        let count = before - self.sessions.len();
+        if count > 0 {
+            self.forgotten_at = self.forgotten_at.max(now);
+        }
+        count
     }
 
     pub(crate) fn save(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.forgotten_at.0);
         put_varint(out, self.sessions.len() as u64);
         for (id, session) in &self.sessions {
             out.extend_from_slice(&id.0.to_le_bytes());
@@ -114,7 +123,8 @@ impl Sessions {
     }
 
     pub(crate) fn load(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        let mut sessions = Self::default();
+        let forgotten_at = Time(reader.varint("sessions forgotten at")?);
+        let mut sessions = Self { forgotten_at, ..Self::default() };
         for _ in 0..reader.varint("sessions")? {
             let id = SessionId(reader.u64("session")?);
             let acknowledged_below = InputSeq(reader.varint("acknowledged below")?);
@@ -162,16 +172,18 @@ mod tests {
         let (now, id) = (Time(5_000_000_000), SessionId(5 << 32));
         let mut sessions = Sessions::default();
         for seq in [2, 5, 3] {
-            assert_eq!(sessions.look_up(now, id, InputSeq(seq)), Known::New);
+            assert_eq!(sessions.look_up(id, InputSeq(seq)), Known::New);
             sessions.keep(now, id, InputSeq(1), kept(seq));
         }
-        assert_eq!(sessions.look_up(now, id, InputSeq(3)), Known::Answered(&kept(3)));
+        assert_eq!(sessions.look_up(id, InputSeq(3)), Known::Answered(&kept(3)));
         sessions.acknowledge(id, InputSeq(4));
-        assert_eq!(sessions.look_up(now, id, InputSeq(3)), Known::TooOld);
-        assert_eq!(sessions.look_up(now, id, InputSeq(5)), Known::Answered(&kept(5)));
+        assert_eq!(sessions.look_up(id, InputSeq(3)), Known::TooOld);
+        assert_eq!(sessions.look_up(id, InputSeq(5)), Known::Answered(&kept(5)));
         let late = now + SESSION_TTL + SESSION_TTL;
         assert_eq!(sessions.expire(late), 1);
-        assert_eq!(sessions.look_up(late, id, InputSeq(5)), Known::TooOld, "the id carries its age");
+        assert_eq!(sessions.look_up(id, InputSeq(5)), Known::TooOld, "the id carries its age");
+        let young = SessionId((late.0 / 1_000_000_000) << 32);
+        assert_eq!(sessions.look_up(young, InputSeq(1)), Known::New);
     }
 
     #[test]

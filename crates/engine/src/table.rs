@@ -18,6 +18,7 @@ use crate::codec::{self, Codec, CodecError, Encoded};
 use crate::run::{Run, RunError};
 use hashbrown::HashTable;
 use rallypoint_base::hash::xxh3;
+use rallypoint_base::limits::MESSAGE_BYTES;
 use rallypoint_base::wire::put_bytes;
 use std::collections::BTreeMap;
 
@@ -198,6 +199,9 @@ impl<A: Actor> TypedTable<A> {
         };
         match (written, result) {
             (Err(error), _) => Delivered::Failed(RunError::Codec(error)),
+            (Ok(()), _) if reply.len() > MESSAGE_BYTES => {
+                Delivered::Failed(RunError::MessageTooLarge(reply.len()))
+            }
             (Ok(()), Ok(_)) => Delivered::Applied,
             (Ok(()), Err(_)) => Delivered::Refused,
         }

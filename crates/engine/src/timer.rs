@@ -36,6 +36,11 @@ impl Timers {
         }
     }
 
+    /// The set-number given last.
+    pub(crate) fn last_set(&self) -> u64 {
+        self.last_set
+    }
+
     /// The earliest timer: when, its set-number, and whose it is.
     pub(crate) fn earliest(&self) -> Option<(Time, u64, &TimerId)> {
         self.due.first_key_value().map(|((at, set), id)| (*at, *set, id))

@@ -1,0 +1,184 @@
+//! A checkpoint is the state at its cut, and loses nothing that was gated there.
+
+use crate::common::actors::{Account, Bank, Call, Caller, Counter};
+use crate::common::{Client, World, chaos_step, every_actor, heal, message, session};
+use rallypoint_base::id::Version;
+use rallypoint_engine::partition::Limits;
+use std::time::Duration;
+
+/// 1,000 gated outputs: 400 replies, 300 of them with an effect or a frame besides.
+fn gated_outputs(world: &mut World) {
+    let (here, there) = (world.key_on(0, "a"), world.key_on(1, "a"));
+    for seq in 1..=200 {
+        world.input::<Counter>(session(1), seq, &here, &1);
+    }
+    for seq in 201..=500 {
+        world.input::<Account>(session(1), seq, &here, &Bank::Transfer { to: there.clone(), amount: 20 });
+    }
+    for seq in 501..=600 {
+        world.input::<Caller>(session(1), seq, &here, &Call { count: 1, timeout: Duration::from_secs(3600) });
+    }
+}
+
+#[test]
+fn a_thousand_gated_outputs_survive_a_crash_just_before_and_just_after_the_manifest() {
+    for manifest in [false, true] {
+        let mut world = World::new(2, 3);
+        gated_outputs(&mut world);
+        world.request_checkpoint(0);
+        while world.write_piece(0, 300) {}
+        assert!(world.nodes[0].images.is_empty(), "the log is not durable through the cut");
+        assert!(world.replies.is_empty() && world.network.is_empty() && world.performed.is_empty());
+        // Everything is durable on disk, but the partition dies before it hears of it.
+        let node = &mut world.nodes[0];
+        node.durable = node.log.len();
+        if manifest {
+            let image = node.writing.take().unwrap();
+            node.images.push(image);
+        }
+        world.bounce(0);
+        for seq in 1..=600 {
+            // Replies come for the asking.
+            world.raw_input(0, session(1), seq, 0, false, &message::<Counter>("never run", &1));
+        }
+        world.settle();
+        assert_eq!(world.replies.len(), 600);
+        assert_eq!(world.performed.len(), 100);
+        let there = world.key_on(1, "a");
+        assert_eq!(world.state::<Account>(&there).unwrap().balance, 6000);
+        assert_eq!(world.nodes[0].log.len(), 600, "nothing ran again");
+        world.assert_right();
+    }
+}
+
+#[test]
+fn an_output_gated_at_the_cut_leaves_when_the_partition_lives_on() {
+    let mut world = World::new(2, 3);
+    gated_outputs(&mut world);
+    world.checkpoint(0);
+    world.settle();
+    assert_eq!((world.replies.len(), world.performed.len()), (600, 100));
+    world.assert_right();
+}
+
+/// Actors change and appear while each checkpoint is written in small pieces; each is compared with
+/// the log replayed to its cut.
+fn write_while_changing(seed: u64, fail: bool) -> (u64, u64) {
+    let limits = Limits { chain_length: 4, ..Limits::default() };
+    let mut world = World::with(1, seed, limits, crate::common::pessimistic);
+    let (mut seq, mut full, mut increments) = (0, 0, 0);
+    let mut add = |world: &mut World| {
+        seq += 1;
+        let fresh = world.random.chance(1, 8);
+        let number = if fresh { 1000 + seq } else { world.random.below(60) };
+        world.input::<Counter>(session(1), seq, &format!("k{number}"), &seq);
+    };
+    for _ in 0..40 {
+        for _ in 0..world.random.below(50) {
+            add(&mut world);
+        }
+        world.request_checkpoint(0);
+        let cut = world.partition(0).log_tail();
+        let base = world.nodes[0].writing.as_ref().unwrap().base;
+        let doomed = fail && world.random.chance(1, 4);
+        while world.write_piece(0, 40) {
+            for _ in 0..world.random.below(4) {
+                add(&mut world);
+            }
+            if doomed && world.random.chance(1, 10) {
+                break;
+            }
+        }
+        if doomed {
+            world.nodes[0].writing = None;
+            world.call(0, |partition, _, out| partition.checkpoint_failed("no space".into(), out));
+            continue;
+        }
+        world.sync(0);
+        assert!(world.nodes[0].writing.is_none());
+        *(if base.is_none() { &mut full } else { &mut increments }) += 1;
+        // The checkpoint alone, against the log replayed from the beginning to the cut.
+        let loaded = world.recover(0, 0).unwrap();
+        let images = std::mem::take(&mut world.nodes[0].images);
+        let replayed = world.recover(0, cut.0 as usize).unwrap();
+        world.nodes[0].images = images;
+        assert_eq!(every_actor(&loaded), every_actor(&replayed), "seed {seed}, cut at {cut}");
+        assert_eq!(loaded.digest(), replayed.digest());
+        assert_eq!(loaded.channels(), replayed.channels());
+        assert_eq!((loaded.position(), loaded.log_tail()), (replayed.position(), replayed.log_tail()));
+        if world.random.chance(1, 5) {
+            world.bounce(0);
+        }
+    }
+    world.assert_right();
+    (full, increments)
+}
+
+#[test]
+fn a_checkpoint_written_in_pieces_while_actors_change_is_the_state_at_its_cut() {
+    let (mut full, mut increments) = (0, 0);
+    for seed in 0..20 {
+        println!("seed {seed}");
+        let (f, i) = write_while_changing(seed, false);
+        (full, increments) = (full + f, increments + i);
+    }
+    assert!(full > 50 && increments > 200, "{full} full, {increments} increments");
+}
+
+#[test]
+fn a_failed_checkpoint_is_followed_by_a_full_one_and_nothing_is_missing() {
+    for seed in 100..120 {
+        println!("seed {seed}");
+        write_while_changing(seed, true);
+    }
+}
+
+#[test]
+fn a_chain_is_never_longer_than_its_limit_also_across_crashes() {
+    let limits = Limits { chain_length: 3, ..Limits::default() };
+    let mut world = World::with(1, 1, limits, crate::common::pessimistic);
+    for seq in 1..30 {
+        world.ask::<Counter>(session(1), seq, "c", &1);
+        world.checkpoint(0);
+        world.bounce(0);
+        assert!(world.chain(0).len() <= 4, "after {seq} checkpoints: {}", world.chain(0).len());
+    }
+}
+
+#[test]
+fn a_version_is_never_used_twice() {
+    let mut world = World::new(1, 1);
+    world.ask::<Counter>(session(1), 1, "c", &1);
+    world.checkpoint(0);
+    let ending = world.crash(0);
+    world.nodes[0].images[0].version = Version(9);
+    world.restart(0, &ending);
+    world.checkpoint(0);
+    assert_eq!(world.nodes[0].images[1].version, Version(10));
+}
+
+#[test]
+fn a_crash_while_a_checkpoint_is_written_leaves_the_one_before() {
+    let client = |n: u64| {
+        let of =
+            |i: u64| (format!("k{}", (i * n) % 17), message::<Counter>(&format!("k{}", (i * n) % 17), &i));
+        Client { session: session(n), inputs: (0..60).map(of).collect(), window: 8 }
+    };
+    for seed in 0..20 {
+        println!("seed {seed}");
+        let clients = [client(3), client(5)];
+        let limits = Limits { checkpoint_runs: 5, chain_length: 2, ..Limits::default() };
+        let mut world = World::with(2, seed, limits, crate::common::pessimistic);
+        for _ in 0..1500 {
+            chaos_step(&mut world, &clients, true);
+        }
+        heal(&mut world, &clients);
+        world.assert_right();
+        assert!(world.nodes.iter().all(|node| node.images.len() > 2), "seed {seed}");
+        let total: u64 = (0..2)
+            .flat_map(|index| every_actor(world.partition(index)))
+            .map(|(_, state)| crate::common::decode::<Counter>(&state).total)
+            .sum();
+        assert_eq!(total, 2 * (0..60).sum::<u64>());
+    }
+}
