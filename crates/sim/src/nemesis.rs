@@ -115,6 +115,7 @@ impl World {
     fn carry_out(&mut self, strike: Strike) {
         let worker = self.any_worker();
         let is_up = self.workers[worker].life != Life::Down;
+        self.trace(|| format!("strike: {strike:?}"));
         match strike {
             Strike::Kill if is_up => {
                 self.tally.hit("kill -9");
@@ -146,10 +147,7 @@ impl World {
             }
             Strike::PowerInOperation => {
                 let nth = self.random.range(1, 30);
-                if let Some(at) = self.any_directory_of(worker) {
-                    let copy = self.random.below(self.directories[at].drives.len() as u64) as usize;
-                    self.directories[at].drives[copy].crash_after(nth);
-                }
+                self.workers[worker].power.crash_after(nth);
             }
             Strike::All => {
                 self.tally.hit("everything at once");
@@ -207,12 +205,6 @@ impl World {
         }
     }
 
-    fn any_directory_of(&mut self, worker: usize) -> Option<usize> {
-        let all = 0..self.directories.len();
-        let of_worker: Vec<usize> = all.filter(|&at| self.directories[at].worker == worker).collect();
-        self.random.pick(&of_worker).copied()
-    }
-
     /// A directory with two copies, and the copy of it that may go bad.
     fn bad_copy(&mut self) -> Option<(usize, usize)> {
         let mirrored: Vec<(usize, usize)> = self
@@ -247,6 +239,7 @@ impl World {
         for _ in 0..self.random.range(1, 4) {
             let Some((file, block)) = self.place(at, copy) else { return };
             let drive = self.directories[at].drives[copy].clone();
+            self.trace(|| format!("rot in block {block} of d{at}-{copy}/{file}"));
             match self.random.below(3) {
                 0 => {
                     let offset = block * BLOCK as u64 + self.random.below(BLOCK as u64);
@@ -265,6 +258,7 @@ impl World {
         let Some((at, copy)) = self.bad_copy() else { return };
         let drive = self.directories[at].drives[copy].clone();
         let nth = self.random.range(1, 6);
+        self.trace(|| format!("error on d{at}-{copy}"));
         match self.random.below(4) {
             0 => drive.fail_write(nth, DiskErrorKind::Io),
             1 => drive.fail_sync(nth, DiskErrorKind::Io),
@@ -281,6 +275,7 @@ impl World {
         let Some((at, copy)) = self.bad_copy() else { return };
         let drive = self.directories[at].drives[copy].clone();
         let nth = self.random.range(1, 6);
+        self.trace(|| format!("lie on d{at}-{copy}"));
         if self.random.chance(1, 2) {
             drive.lose_write(nth);
         } else {

@@ -67,6 +67,8 @@ pub type RestoreWrapper = Arc<Mutex<dyn FnMut(usize, &[SimDrive]) + Send>>;
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) seed: u64,
+    /// Print each fault and opening as it happens.
+    pub(crate) trace: bool,
     pub(crate) workers: usize,
     /// Per worker.
     pub(crate) directories: usize,
@@ -116,6 +118,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             seed: 0,
+            trace: std::env::var("RALLYPOINT_TRACE").is_ok(),
             workers: 3,
             directories: 1,
             partitions: 1,

@@ -34,7 +34,7 @@ use rallypoint_rollback::cut::Point;
 use rallypoint_rollback::protocol::{Event as ProtocolEvent, Peer};
 use rallypoint_store::disk::{Disk, Ticket};
 use rallypoint_store::error::StoreError;
-use rallypoint_store::sim_disk::{Completions, SimDisk, SimDrive};
+use rallypoint_store::sim_disk::{Completions, SimDisk, SimDrive, SimPower};
 use rallypoint_store::store::{Identity, OpenOptions};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -103,6 +103,8 @@ pub(crate) struct Worker {
     backlog: Vec<Event>,
     refusals: u32,
     pub(crate) stopping: bool,
+    /// All its disks hang on it: they go dark together, or a mirror would lose its good copy alone.
+    pub(crate) power: SimPower,
 }
 
 /// Memory that outlives the process and not the machine: what was running, per partition.
@@ -186,20 +188,23 @@ impl World {
         let map = Map::even(partition_count, directory_count, settings.seed);
         let map = Arc::new(map.unwrap_or_else(|error| panic!("a world of this shape cannot be: {error}")));
         let application = settings.application();
-        let worker = || Worker {
+        let new_worker = |_| Worker {
             life: Life::Down,
             incarnation: 0,
             clock: 0,
             backlog: Vec::new(),
             refusals: 0,
             stopping: false,
+            power: SimPower::new(),
         };
+        let workers: Vec<Worker> = (0..settings.workers).map(new_worker).collect();
         let torn = random.chance(1, 2);
         let directories = (0..directory_count).map(|at| {
             let mirrored = random.chance(settings.mirrored, 100);
             let copies = if mirrored { 2 } else { 1 };
             let drives = (0..copies).map(|copy| {
-                let drive = SimDrive::new(random.next_u64(), &format!("d{at}-{copy}"));
+                let power = &workers[at % settings.workers].power;
+                let drive = SimDrive::on(power, random.next_u64(), &format!("d{at}-{copy}"));
                 drive.set_completions(Completions::Manual);
                 drive.set_torn_sectors(torn);
                 drive
@@ -227,7 +232,7 @@ impl World {
             .then(|| CoordinatorHost::new(map.partitions().collect(), random.next_u64()));
         let nemesis = Nemesis::new(&settings, &mut random);
         let mut world = Self {
-            workers: (0..settings.workers).map(|_| worker()).collect(),
+            workers,
             directories,
             zombies: Vec::new(),
             clients: Vec::new(),
@@ -416,9 +421,17 @@ impl World {
         }
     }
 
+    /// Says what happens, when somebody wants to know.
+    pub(crate) fn trace(&self, what: impl FnOnce() -> String) {
+        if self.settings.trace {
+            eprintln!("{:>12.3} ms  {}", self.elapsed().as_secs_f64() * 1e3, what());
+        }
+    }
+
     // ---------------------------------------------------------------- facts
 
     pub(crate) fn violate(&mut self, invariant: &'static str, detail: String) {
+        self.trace(|| format!("{invariant} violated: {detail}"));
         // The first word of each says it; the rest is noise.
         if self.violations.iter().all(|violation| violation.invariant != invariant) {
             self.violations.push(Violation { invariant, at: self.elapsed(), detail });
@@ -592,6 +605,7 @@ impl World {
     }
 
     fn notice(&mut self, directory: usize, notice: &UnitNotice) {
+        self.trace(|| format!("d{directory}: {notice:?}"));
         match notice {
             UnitNotice::Partition(_, Notice::SetAside { evidence, .. }) => {
                 let twice = evidence.starts_with("it was running");
@@ -927,15 +941,13 @@ impl World {
     }
 
     fn end_worker_keeping(&mut self, worker: usize, power: bool) -> Vec<SimUnit> {
+        self.trace(|| format!("worker {worker} ends, power {power}"));
         let mut kept = Vec::new();
         let mut in_checkpoint = false;
         for directory in self.directories.iter_mut().filter(|directory| directory.worker == worker) {
             for drive in &directory.drives {
-                if !power {
-                    drive.kill();
-                } else if !drive.is_crashed() {
-                    drive.crash();
-                }
+                // Settles at once what survives, also where the power has gone already.
+                if power { drive.crash() } else { drive.kill() }
             }
             if power {
                 directory.page = None;
@@ -1015,9 +1027,7 @@ impl World {
     fn open_directory(&mut self, directory: usize) -> Result<Exit, bool> {
         if self.nemesis.is_on() && self.nemesis.power && self.random.chance(1, 8) {
             let nth = self.random.range(1, 60);
-            if let Some(drive) = self.random.clone().pick(&self.directories[directory].drives) {
-                drive.crash_after(nth);
-            }
+            self.workers[self.directories[directory].worker].power.crash_after(nth);
         }
         let mut exit = Exit::default();
         let mut degraded = false;
@@ -1032,6 +1042,7 @@ impl World {
                 Ok(()) => return Ok(exit),
                 Err(error) => error,
             };
+            self.trace(|| format!("d{directory} cannot be opened: {error}"));
             if self.has_lost_power(self.directories[directory].worker) {
                 self.tally.hit(if created { "crash in recovery" } else { "crash in creation" });
                 return Err(true);
@@ -1137,6 +1148,7 @@ impl World {
 
     fn count_opening(&mut self, directory: usize, unit: &SimUnit, report: &OpenReport) {
         let journal = &report.journal;
+        self.trace(|| format!("d{directory} opened: {report:?}"));
         self.tally.hit("opened");
         self.tally.by("records replayed", report.replayed);
         self.tally.by("tail cut", u64::from(journal.cut.is_some()));
@@ -1242,7 +1254,7 @@ impl World {
             match self.rebuild(&forks) {
                 Ok(unit) => states.0.extend(snapshots(&unit)),
                 Err(OpenError::Store(StoreError::Unfinished { .. })) if directory.busy == 0 => {}
-                Err(error) => return self.violate("opening", format!("d{at} could not be audited: {error}")),
+                Err(error) => return self.violate("audit", format!("d{at} could not be opened: {error}")),
             }
         }
         self.tally.hit("durable state audited");
@@ -1303,9 +1315,6 @@ impl World {
     fn stop_faults(&mut self) {
         self.nemesis.stop();
         self.cuts.clear();
-        for drive in self.directories.iter().flat_map(|directory| &directory.drives) {
-            drive.crash_never();
-        }
         for worker in 0..self.workers.len() {
             self.wake(worker);
         }
