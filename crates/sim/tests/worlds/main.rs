@@ -1,6 +1,7 @@
 //! Worlds under chaos, and the proof that their invariants can fail.
 
 mod bank;
+mod mutations;
 
 use rallypoint_base::random::Random;
 use rallypoint_sim::TestClient;
@@ -8,14 +9,14 @@ use rallypoint_sim::bank::{Account, Extra, Order};
 
 /// What the clients of a bank do.
 #[derive(Clone, Copy)]
-pub struct Load {
-    pub transfers: u64,
-    pub clients: usize,
-    pub accounts: u64,
+struct Load {
+    transfers: u64,
+    clients: usize,
+    accounts: u64,
     /// Looks, percent of the transfers.
-    pub looks: u64,
+    looks: u64,
     /// Poisonous orders, percent of the transfers.
-    pub poison: u64,
+    poison: u64,
 }
 
 impl Default for Load {
@@ -25,7 +26,7 @@ impl Default for Load {
 }
 
 /// Sends everything; the windows of the clients decide how fast.
-pub fn send(client: &mut TestClient<'_>, seed: u64, load: Load) {
+fn send(client: &mut TestClient<'_>, seed: u64, load: Load) {
     let mut random = Random::new(seed ^ 0xBA2);
     for id in 1..=load.transfers {
         let number = (id % load.clients as u64) as usize;
