@@ -358,6 +358,24 @@ impl<A: Actor> Pending<A> {
         self.client.is_answered(self.seq)
     }
 
+    /// Waits at most this long for the answer to be there, without taking it.
+    #[must_use]
+    pub fn wait_ready(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut state = lock(&self.client.state);
+        while matches!(state.slot(self.seq), Some(Slot::Waiting { .. })) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            state.sleepers += 1;
+            (state, _) =
+                self.client.answered.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+            state.sleepers -= 1;
+        }
+        true
+    }
+
     /// Waits for the answer, lending this thread to the work where that is the shortest way.
     ///
     /// # Errors

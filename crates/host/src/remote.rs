@@ -12,8 +12,9 @@ use crate::sockets;
 use rallypoint_base::id::{InputSeq, PartitionId, SessionId};
 use rallypoint_engine::map::Map;
 use std::path::Path;
-use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 struct RemoteDoor {
     map: Arc<Map>,
@@ -49,10 +50,17 @@ struct Worker {
     number: usize,
     door: Arc<RemoteDoor>,
     client: OnceLock<Weak<Client>>,
+    /// Connected, and nothing has come back yet.
+    fresh: AtomicBool,
+    first_answers: FirstAnswers,
 }
+
+/// Which worker gave its first answer over a new connection, and when.
+type FirstAnswers = Arc<Mutex<Vec<(usize, Instant)>>>;
 
 impl LinkOwner for Worker {
     fn connected(&self, first: &mut Vec<u8>) {
+        self.fresh.store(true, Ordering::SeqCst);
         if let Some(client) = self.client.get().and_then(Weak::upgrade) {
             client.unanswered(&|to| self.door.worker_of(to) == Some(self.number), first);
         }
@@ -61,8 +69,12 @@ impl LinkOwner for Worker {
     fn received(&self, bytes: &[u8]) -> Option<usize> {
         let client = self.client.get()?.upgrade()?;
         let mut whole = 0;
-        while let Some((_, len)) = Message::split(&bytes[whole..]).ok()? {
+        while let Some((message, len)) = Message::split(&bytes[whole..]).ok()? {
             whole += len;
+            if matches!(message, Message::Reply { .. }) && self.fresh.swap(false, Ordering::SeqCst) {
+                let mut answers = self.first_answers.lock().unwrap_or_else(PoisonError::into_inner);
+                answers.push((self.number, Instant::now()));
+            }
         }
         client.deliver(&bytes[..whole]).ok()?;
         Some(whole)
@@ -73,6 +85,7 @@ impl LinkOwner for Worker {
 pub struct RemoteClient {
     client: Arc<Client>,
     links: Vec<Arc<SocketLink>>,
+    first_answers: FirstAnswers,
 }
 
 impl RemoteClient {
@@ -88,9 +101,16 @@ impl RemoteClient {
         let (session, next) = session.unwrap_or_else(|| (new_session(), InputSeq(1)));
         let client = Client::new(session, next, Arc::clone(&root.map), Arc::clone(&door) as Arc<dyn Door>);
         let hello = Message::Hello { store: root.store.0, worker: u32::MAX, incarnation: session.0 };
+        let first_answers = FirstAnswers::default();
         let mut links = Vec::new();
         for number in 0..workers {
-            let owner = Worker { number, door: Arc::clone(&door), client: OnceLock::new() };
+            let owner = Worker {
+                number,
+                door: Arc::clone(&door),
+                client: OnceLock::new(),
+                fresh: AtomicBool::new(true),
+                first_answers: Arc::clone(&first_answers),
+            };
             let _ = owner.client.set(Arc::downgrade(&client));
             let link = SocketLink::start(sockets::worker(&place, number), &hello, Arc::new(owner));
             links.push(link.map_err(RootError::Thread)?);
@@ -107,13 +127,20 @@ impl RemoteClient {
                 }
             })
             .map_err(RootError::Thread)?;
-        Ok(Self { client, links })
+        Ok(Self { client, links, first_answers })
     }
 
     /// The client.
     #[must_use]
     pub fn client(&self) -> &Arc<Client> {
         &self.client
+    }
+
+    /// Which workers gave their first answer over a new connection since the last call, and when:
+    /// the end of a recovery as a client sees it.
+    #[must_use]
+    pub fn first_answers(&self) -> Vec<(usize, Instant)> {
+        std::mem::take(&mut *self.first_answers.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Asks every worker for checkpoints.

@@ -22,3 +22,13 @@ pub fn die_with_parent(command: &mut Command) {
         });
     }
 }
+
+/// Nanoseconds on the machine's monotonic clock: comparable between processes of one machine.
+#[must_use]
+pub fn monotonic_nanos() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a live, writable timespec.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    debug_assert_eq!(result, 0, "CLOCK_MONOTONIC exists on every Linux");
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
