@@ -32,6 +32,8 @@ const PARAMETERS: &str = "demo.json";
 const LEDGER: &str = "ledger.txt";
 const INPUT: &str = "input.csv";
 const LOCK: &str = "demo.lock";
+/// The store's own sign that it is being made: nothing in it was ever acknowledged.
+const CREATING: &str = "rallypoint.creating";
 /// A kill counts as special only with this many transfers in flight.
 const IN_FLIGHT: u64 = 100;
 
@@ -135,6 +137,7 @@ fn try_run(arguments: &Arguments) -> Result<u8, String> {
     }
     let dir = arguments.dir.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_DIR));
     let begun = find(arguments, &dir)?;
+    let place = begin(arguments, &dir, begun)?;
     let mut app = application().layout(2 * usize::from(arguments.workers), usize::from(arguments.workers));
     if let Some(mirror) = &arguments.mirror {
         app = app.mirror(mirror);
@@ -142,7 +145,6 @@ fn try_run(arguments: &Arguments) -> Result<u8, String> {
     let workers = usize::from(arguments.workers);
     let supervisor =
         app.supervise_as(&dir, workers, vec!["demo".into()], true).map_err(|error| error.to_string())?;
-    let place = begin(arguments, &dir, begun)?;
     let (figures, failure) = drive(arguments, &place, &supervisor)?;
     let stopped = supervisor.stop(Duration::from_secs(60));
     if let Some(failure) = failure {
@@ -178,9 +180,10 @@ fn find(arguments: &Arguments, dir: &Path) -> Result<Option<Parameters>, String>
         Some(found) if arguments.resume => Ok(Some(found)),
         Some(found) if found.finished && arguments.dir.is_none() => {
             // Our own default place, and the run in it is over: begin anew.
-            let lock = DirectoryLock::acquire(dir).map_err(|error| error.to_string())?;
+            let lock = DirectoryLock::acquire(&dir.join(LOCK)).map_err(|error| error.to_string())?;
             drop(lock);
             fs::remove_dir_all(dir).map_err(|error| format!("cannot clear {}: {error}", dir.display()))?;
+            claim(dir)?;
             Ok(None)
         }
         Some(found) => Err(format!(
@@ -193,8 +196,28 @@ fn find(arguments: &Arguments, dir: &Path) -> Result<Option<Parameters>, String>
                 "finish it with --resume, or name another --dir"
             }
         )),
-        None => Ok(None),
+        None => {
+            claim(dir)?;
+            Ok(None)
+        }
     }
+}
+
+/// Makes sure that the directory is empty (or was claimed by a demo that was killed at once), and
+/// says that a store is being made in it: from here on everything in it is ours.
+fn claim(dir: &Path) -> Result<(), String> {
+    let trouble = |error: std::io::Error| format!("cannot use {}: {error}", dir.display());
+    fs::create_dir_all(dir).map_err(trouble)?;
+    for entry in fs::read_dir(dir).map_err(trouble)? {
+        let name = entry.map_err(trouble)?.file_name();
+        if name == CREATING || name == LOCK || name == INPUT {
+            continue;
+        }
+        let what = if name == "rallypoint.store" { "a store that is no demo's" } else { "something else" };
+        let name = name.to_string_lossy().into_owned();
+        return Err(format!("{} holds {what} ({name}): name another --dir", dir.display()));
+    }
+    fs::write(dir.join(CREATING), "a demo begins here\n").map_err(trouble)
 }
 
 fn save(dir: &Path, parameters: &Parameters) -> Result<(), String> {
