@@ -8,6 +8,7 @@ pub mod channel;
 pub mod codec;
 pub mod command;
 pub mod effect;
+mod events;
 pub mod map;
 pub mod parcel;
 pub mod partition;

@@ -119,7 +119,7 @@ pub enum ReplayError {
     #[error(
         "{partition} diverged at position {position}: actor {actor} caused hash {now:016x}, its record says \
          {recorded:016x}; the program is not deterministic or is not the one that wrote the log: \
-         run the old program once with `--drain`, then this one"
+         start the old program once more and stop it in an orderly way (its log is then empty), then this one"
     )]
     Diverged {
         /// The partition.
@@ -561,6 +561,10 @@ impl Partition {
             }
             kind::PROTOCOL | kind::STOP => self.position = self.position.next(),
             kind::EPOCH => self.epoch = epoch, // no run: the position stays
+            kind::DROP => {
+                let run = record::decode_drop(payload).map_err(malformed(format!("drop {position}")))?;
+                self.set_aside.retain(|entry| entry.position != run);
+            }
             other => {
                 let error = Malformed { field: "record kind of a newer release", offset: other.into() };
                 return Err(malformed(format!("record {position}"))(error));
@@ -1788,11 +1792,17 @@ impl Partition {
         self.checkpoint.runs
     }
 
-    /// Drops what was set aside at `position` (by an administrator). False when there is none.
-    pub fn drop_set_aside(&mut self, position: Position) -> bool {
+    /// Drops what was set aside by the run at `position` (by an administrator), and writes that down:
+    /// it stays dropped once the record is durable. False when there is none.
+    pub fn drop_set_aside(&mut self, position: Position, out: &mut Outbox) -> bool {
         let before = self.set_aside.len();
         self.set_aside.retain(|entry| entry.position != position);
-        before != self.set_aside.len()
+        let dropped = before != self.set_aside.len();
+        if dropped {
+            self.append(kind::DROP, out, |bytes| bytes.extend_from_slice(&record::encode_drop(position)));
+            self.appended.pop_back(); // not a run: its durability is the host's affair
+        }
+        dropped
     }
 }
 

@@ -29,6 +29,8 @@ pub mod kind {
     pub const EPOCH: u8 = 4;
     /// An orderly stop: everything before it is in the newest checkpoint.
     pub const STOP: u8 = 5;
+    /// A person dropped an input that was set aside ([`super::encode_drop`]). No run.
+    pub const DROP: u8 = 6;
 }
 
 /// What became of an input.
@@ -204,4 +206,20 @@ pub fn encode_mark(identity: u64, count: u32) -> [u8; 12] {
 pub fn decode_mark(bytes: &[u8]) -> Result<(u64, u32), Malformed> {
     let mut reader = Reader::new(bytes);
     Ok((reader.u64("mark identity")?, reader.u32("mark count")?))
+}
+
+/// The record that drops the input that was set aside by the run at `run`.
+#[must_use]
+pub fn encode_drop(run: Position) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_varint(&mut out, run.0);
+    out
+}
+
+/// Reads what [`encode_drop`] wrote.
+///
+/// # Errors
+/// [`Malformed`] when the bytes are no such record.
+pub fn decode_drop(bytes: &[u8]) -> Result<Position, Malformed> {
+    Reader::new(bytes).varint("dropped run").map(Position)
 }

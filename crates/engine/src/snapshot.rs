@@ -10,8 +10,13 @@
 //! Entry of an actor: `kind u32 | key (len, bytes) | state length u32 | codec u8, schema u16, bytes`.
 //! Entries follow each other without padding and may cross the borders of chunks.
 
+use crate::channel::Outgoing;
 use crate::codec::Encoded;
-use rallypoint_base::id::Position;
+use crate::effect::Effects;
+use crate::session::Sessions;
+use crate::timer::Timers;
+use rallypoint_base::id::{Epoch, PartitionId, Position, Ssn};
+use rallypoint_base::time::Time;
 use rallypoint_base::wire::{Malformed, Reader, put_bytes, put_varint};
 
 /// First byte of a header; another one is of a newer release.
@@ -46,6 +51,68 @@ impl SetAside {
             parcel: reader.bytes("set-aside parcel")?.to_vec(),
         })
     }
+}
+
+/// What a checkpoint's header says to people and tools that have no actors.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeaderSummary {
+    /// The last run in it.
+    pub run: Position,
+    /// The last record in it.
+    pub log: Position,
+    /// The partition's epoch.
+    pub epoch: Epoch,
+    /// The partition's time.
+    pub time: Time,
+    /// For each channel to a partition: the number of the last frame sent, and the bytes of the frames
+    /// that no receipt has come for.
+    pub sent: Vec<(PartitionId, Ssn, usize)>,
+    /// For each channel from a partition: the number of the last frame received.
+    pub received: Vec<(PartitionId, Ssn)>,
+    /// Effects that have not ended.
+    pub effects: usize,
+    /// Inputs that were set aside.
+    pub set_aside: Vec<SetAside>,
+}
+
+/// Reads the header that a partition wrote, without a partition. (The order of its fields stands in
+/// `Partition::save_header`; a test holds the two together.)
+///
+/// # Errors
+/// [`Malformed`] when the bytes are no header of this release.
+pub fn inspect_header(header: &[u8]) -> Result<HeaderSummary, Malformed> {
+    let reader = &mut Reader::new(header);
+    if reader.u8("header format")? != HEADER_FORMAT {
+        return Err(Malformed { field: "header format of a newer release", offset: 0 });
+    }
+    let mut summary = HeaderSummary {
+        run: Position(reader.varint("run position")?),
+        log: Position(reader.varint("log position")?),
+        epoch: Epoch(reader.varint("epoch")? as u32),
+        time: Time(reader.varint("time")?),
+        ..HeaderSummary::default()
+    };
+    reader.varint("increments")?;
+    for _ in 0..reader.varint("outgoing channels")? {
+        let to = PartitionId(reader.varint("outgoing channel")? as u16);
+        let channel = Outgoing::load(reader)?;
+        summary.sent.push((to, channel.sent, channel.kept_bytes));
+    }
+    for _ in 0..reader.varint("incoming channels")? {
+        let from = PartitionId(reader.varint("incoming channel")? as u16);
+        summary.received.push((from, Ssn(reader.varint("received")?)));
+    }
+    Sessions::load(reader)?;
+    Timers::load(reader)?;
+    summary.effects = Effects::load(reader)?.iter().count();
+    for _ in 0..reader.varint("marks")? {
+        reader.u64("mark")?;
+        reader.varint("mark count")?;
+    }
+    for _ in 0..reader.varint("set aside")? {
+        summary.set_aside.push(SetAside::load(reader)?);
+    }
+    Ok(summary)
 }
 
 /// One actor of a checkpoint.

@@ -15,6 +15,7 @@
 
 use crate::command::{Command, Notice, Outbox, Outcome, Turned};
 use crate::effect::EffectKey;
+use crate::events::Events;
 use crate::map::Map;
 use crate::partition::{Ending, Limits, Partition, ReplayError, Setup, Witness};
 use crate::registry::Registry;
@@ -26,13 +27,16 @@ use rallypoint_base::wire::Malformed;
 use rallypoint_rollback::protocol::{Peer, Protocol};
 use rallypoint_store::checkpoint::{
     Begin, CHUNK_BYTES, CheckpointEvent, CheckpointStore, Finding as CheckpointFinding,
-    Identity as CheckpointIdentity, ScanMode,
+    Identity as CheckpointIdentity, ScanMode, ScrubCursor,
 };
 use rallypoint_store::copies::Owner;
 use rallypoint_store::disk::Disk;
 use rallypoint_store::error::StoreError;
+use rallypoint_store::event_log::{Event, EventKind};
 use rallypoint_store::record::Record;
-use rallypoint_store::recovery::{RecoverError, RecoveryReport, affected_logs};
+use rallypoint_store::recovery::{Finding, RecoverError, RecoveryReport, affected_logs};
+use rallypoint_store::scrub::ScrubStep;
+use rallypoint_store::resume::ResumePoint;
 use rallypoint_store::store::{Identity, Mounted, OpenOptions, Options, Store, StoreEvent};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -89,8 +93,25 @@ pub enum UnitNotice {
         /// Which version.
         version: Version,
     },
-    /// A chunk of a checkpoint was repaired or condemned.
+    /// A chunk of a checkpoint is bad on every copy: its version is condemned.
     CheckpointDamage(String),
+    /// Bytes were rewritten from a proven good copy.
+    Repaired(String),
+    /// Bytes are bad on every copy. What they hold is still in memory: a checkpoint is being taken.
+    Damaged(String),
+    /// Everything was compared once ([`Unit::scrub`]).
+    Scrubbed {
+        /// Blocks of the journal.
+        blocks: u64,
+        /// Chunks of checkpoints.
+        chunks: u64,
+        /// How many of them were rewritten on a copy.
+        repaired: u64,
+        /// How many are bad on every copy.
+        bad: u64,
+        /// Somebody asked for this pass.
+        asked: bool,
+    },
     /// A version was given up after failed restores, or could not be restored this time.
     RestoreFailed {
         /// Of which partition.
@@ -163,6 +184,47 @@ pub struct OpenReport {
     pub stopped: Vec<ReplayError>,
 }
 
+/// What lies behind a checkpoint: where in the journal everything begins that its partition appended
+/// later, and which logs of the unit had no record yet. It stands at the end of the partition's own
+/// header, so that whoever reads that one need not know of it.
+struct Behind {
+    point: ResumePoint,
+    silent: Vec<LogId>,
+}
+
+impl Behind {
+    /// The silent logs, how many they are, and the point: the length is told by what comes last.
+    fn put_after(&self, header: &mut Vec<u8>) {
+        for log in &self.silent {
+            header.extend_from_slice(&log.0.to_le_bytes());
+        }
+        header.extend_from_slice(&(self.silent.len() as u16).to_le_bytes());
+        header.extend_from_slice(&self.point.encode());
+    }
+
+    /// Gives the partition's header back too.
+    fn split_off(bytes: &[u8]) -> Result<(Self, &[u8]), Malformed> {
+        let short = || Malformed { field: "what lies behind the checkpoint", offset: bytes.len() };
+        let (rest, point) = bytes.split_last_chunk::<{ ResumePoint::BYTES }>().ok_or_else(short)?;
+        let (rest, count) = rest.split_last_chunk::<2>().ok_or_else(short)?;
+        let len = 2 * usize::from(u16::from_le_bytes(*count));
+        let (header, logs) = rest.split_at(rest.len().checked_sub(len).ok_or_else(short)?);
+        let silent = logs.chunks_exact(2).map(|log| LogId(u16::from_le_bytes([log[0], log[1]]))).collect();
+        Ok((Self { point: ResumePoint::decode(point)?, silent }, header))
+    }
+}
+
+/// Where replay may begin: the lowest point of all restored checkpoints. Nowhere but at the head when
+/// a partition has none, unless its log was silent at one of these points and so begins behind it.
+fn resume_point(members: &[Member], restored: &[Option<Behind>]) -> Option<ResumePoint> {
+    let covered = members.iter().zip(restored).all(|(member, own)| {
+        let log = LogId::from(member.partition.id());
+        own.is_some() || restored.iter().flatten().any(|behind| behind.silent.contains(&log))
+    });
+    let points = restored.iter().flatten().map(|behind| behind.point);
+    points.min_by_key(|point| point.commit).filter(|_| covered)
+}
+
 struct Writing {
     position: Position,
     header: Vec<u8>,
@@ -192,6 +254,26 @@ pub struct Unit<D: Disk> {
     inner: VecDeque<Inner>,
     failed: Option<String>,
     collect_due: bool,
+    events: Events,
+    scrub: Scrub,
+}
+
+/// How far a pass over all blocks and chunks is.
+#[derive(Debug, Default)]
+struct Scrub {
+    /// A step over the journal is under way.
+    waiting: bool,
+    /// The journal is done, the checkpoints are not.
+    at_checkpoints: bool,
+    cursor: ScrubCursor,
+    blocks: u64,
+    chunks: u64,
+    repaired: u64,
+    bad: u64,
+    /// Somebody asked for this pass.
+    asked: bool,
+    /// Somebody asks for a pass after this one.
+    wanted: bool,
 }
 
 enum Inner {
@@ -252,8 +334,9 @@ impl<D: Disk> Unit<D> {
                 .map_err(|error| OpenError::Checkpoints(error.to_string()))?;
         report.checkpoints = findings;
         let mut members = Self::empty_members(&identity, identity.directory, &map, &application, witness);
+        let mut restored = Vec::with_capacity(members.len());
         for member in &mut members {
-            Self::restore(
+            restored.push(Self::restore(
                 &mut mounted,
                 &mut checkpoints,
                 member,
@@ -262,8 +345,15 @@ impl<D: Disk> Unit<D> {
                 &application,
                 witness,
                 &mut report,
-            )?;
+            )?);
         }
+        let resume = resume_point(&members, &restored);
+        let known: Vec<_> = members
+            .iter()
+            .zip(&restored)
+            .filter(|(_, restored)| restored.is_some())
+            .map(|(member, _)| (LogId::from(member.partition.id()), member.partition.log_tail()))
+            .collect();
         let mut stopped: Vec<Option<ReplayError>> = members.iter().map(|_| None).collect();
         let mut replayed = 0;
         let mut sink = |record: &Record<'_>| -> Result<(), OpenError> {
@@ -289,7 +379,8 @@ impl<D: Disk> Unit<D> {
             }
             Ok(())
         };
-        let (store, journal) = mounted.recover(&mut sink).map_err(|error| match error {
+        let recovered = mounted.recover_from(resume, &known, &mut sink);
+        let (store, journal) = recovered.map_err(|error| match error {
             RecoverError::Store(error) => OpenError::Store(error),
             RecoverError::Sink(error) => error,
         })?;
@@ -331,6 +422,8 @@ impl<D: Disk> Unit<D> {
             inner: VecDeque::new(),
             failed: None,
             collect_due: true,
+            events: Events::default(),
+            scrub: Scrub::default(),
         }
     }
 
@@ -374,12 +467,16 @@ impl<D: Disk> Unit<D> {
         application: &Application,
         witness: &WitnessFactory,
         report: &mut OpenReport,
-    ) -> Result<(), OpenError> {
+    ) -> Result<Option<Behind>, OpenError> {
         let id = member.partition.id();
         let log = LogId::from(id);
+        let mut restored = None;
         while let Some(version) = checkpoints.newest(log) {
             match Self::restore_version(mounted.copies(), checkpoints, &mut member.partition, version) {
-                Ok(()) => break,
+                Ok(behind) => {
+                    restored = Some(behind);
+                    break;
+                }
                 Err(detail) => {
                     checkpoints
                         .record_failed_restore(mounted.copies(), log, version)
@@ -392,7 +489,7 @@ impl<D: Disk> Unit<D> {
         if let Some(last) = checkpoints.versions(log).last() {
             member.partition.set_last_version(last.manifest.version);
         }
-        Ok(())
+        Ok(restored)
     }
 
     fn restore_version(
@@ -400,16 +497,17 @@ impl<D: Disk> Unit<D> {
         checkpoints: &mut CheckpointStore,
         partition: &mut Partition,
         version: Version,
-    ) -> Result<(), String> {
+    ) -> Result<Behind, String> {
         let log = LogId::from(partition.id());
         let header = checkpoints.read_header(copies, log, version).map_err(|e| e.to_string())?;
+        let (behind, header) = Behind::split_off(&header).map_err(|e| e.to_string())?;
         let chain = checkpoints.chain(log, version).map_err(|e| e.to_string())?;
-        partition.restore(version, &header).map_err(|e| e.to_string())?;
+        partition.restore(version, header).map_err(|e| e.to_string())?;
         for link in chain {
             let mut load = |bytes: &[u8]| partition.load_content(bytes).map_err(|e| e.to_string());
             checkpoints.read(copies, log, link, &mut load).map_err(|e| e.to_string())?;
         }
-        Ok(())
+        Ok(behind)
     }
 
     fn go_live(&mut self, now: Time, ending: &dyn Fn(PartitionId) -> Ending, outside: &mut dyn Outside) {
@@ -485,10 +583,10 @@ impl<D: Disk> Unit<D> {
             && self.members.iter().all(|m| m.partition.is_quiet() && m.writing.is_none())
     }
 
-    /// True when no record waits to be written.
+    /// True when no record and no event waits to be written.
     #[must_use]
     pub fn is_flushed(&self) -> bool {
-        self.store.pending_bytes() == 0
+        self.store.pending_bytes() == 0 && self.events.is_idle()
     }
 
     /// When [`Unit::tick`] should be called next, at the latest.
@@ -630,9 +728,18 @@ impl<D: Disk> Unit<D> {
         }
     }
 
-    /// Drops an input that was set aside.
-    pub fn drop_set_aside(&mut self, partition: PartitionId, position: Position) -> bool {
-        self.index(partition).is_some_and(|at| self.members[at].partition.drop_set_aside(position))
+    /// Drops an input that was set aside; durable once [`Unit::is_flushed`]. False when there is none.
+    pub fn drop_set_aside(
+        &mut self,
+        now: Time,
+        partition: PartitionId,
+        position: Position,
+        outside: &mut dyn Outside,
+    ) -> bool {
+        let Some(index) = self.index(partition).filter(|_| self.failed.is_none()) else { return false };
+        let dropped = self.members[index].partition.drop_set_aside(position, &mut self.outbox);
+        self.obey(index, now, outside);
+        dropped
     }
 
     fn with(
@@ -662,6 +769,7 @@ impl<D: Disk> Unit<D> {
         }
         any |= self.seal();
         any |= self.feed_checkpoints(now, outside);
+        self.events.flush(self.store.copies());
         any
     }
 
@@ -714,17 +822,21 @@ impl<D: Disk> Unit<D> {
             }
             StoreEvent::CopyLost { copy, place, error, .. } => {
                 let detail = format!("{place}: {error}");
-                outside.notice(UnitNotice::CopyLost { copy, detail });
+                self.events.notice(now, UnitNotice::CopyLost { copy, detail }, outside);
                 while let Some(event) = self.checkpoints.poll(self.store.copies()) {
                     self.checkpoint_event(event, now, outside);
                 }
             }
-            StoreEvent::SpaceShort(error) => outside.notice(UnitNotice::Space(error.to_string())),
-            StoreEvent::SpaceBack => outside.notice(UnitNotice::Space("there is space again".into())),
+            StoreEvent::SpaceShort(error) => {
+                self.events.notice(now, UnitNotice::Space(error.to_string()), outside);
+            }
+            StoreEvent::SpaceBack => {
+                self.events.notice(now, UnitNotice::Space("there is space again".into()), outside);
+            }
             // What runs on would be lost: records are refused from here on.
             StoreEvent::Full(error) | StoreEvent::Failed(error) => {
                 self.failed = Some(error.to_string());
-                outside.notice(UnitNotice::StoreFailed(error.to_string()));
+                self.events.notice(now, UnitNotice::StoreFailed(error.to_string()), outside);
             }
             StoreEvent::Other(routed) if routed.owner == Owner::Checkpoint => {
                 let mut event = self.checkpoints.handle(self.store.copies(), routed);
@@ -733,6 +845,12 @@ impl<D: Disk> Unit<D> {
                     event = self.checkpoints.poll(self.store.copies());
                 }
             }
+            StoreEvent::Other(routed) if routed.owner == Owner::Events => {
+                if let Some((copy, error)) = self.events.handle(self.store.copies(), routed) {
+                    self.store.drop_copy(copy, error);
+                }
+            }
+            StoreEvent::Scrubbed(step) => self.scrubbed(&step, now, outside),
             _ => {}
         }
     }
@@ -764,7 +882,7 @@ impl<D: Disk> Unit<D> {
                         }
                         Err(error) => {
                             self.failed = Some(error.to_string());
-                            outside.notice(UnitNotice::StoreFailed(error.to_string()));
+                            self.events.notice(now, UnitNotice::StoreFailed(error.to_string()), outside);
                         }
                     }
                 }
@@ -795,13 +913,15 @@ impl<D: Disk> Unit<D> {
                     let header = bytes[header].to_vec();
                     self.begin_checkpoint(index, version, position, epoch, full, header, now, outside);
                 }
-                Command::Restore { version, epoch } => self.roll_back(index, version, epoch, outside),
+                Command::Restore { version, epoch } => self.roll_back(index, version, epoch, now, outside),
                 Command::Forget { .. } => self.collect_due = true,
                 Command::Control { to: Peer::Partition(to), bytes: span } if self.index(to).is_some() => {
                     self.inner.push_back(Inner::Control { from, to, bytes: bytes[span].to_vec() });
                 }
                 Command::Control { to, bytes: span } => outside.control(from, to, &bytes[span]),
-                Command::Notice(notice) => outside.notice(UnitNotice::Partition(from, notice)),
+                Command::Notice(notice) => {
+                    self.events.notice(now, UnitNotice::Partition(from, notice), outside);
+                }
             }
         }
         // Commands that came up meanwhile (a failed begin, a rollback) are in the new outbox.
@@ -844,10 +964,11 @@ impl<D: Disk> Unit<D> {
         position: Position,
         epoch: Epoch,
         full: bool,
-        header: Vec<u8>,
+        mut header: Vec<u8>,
         now: Time,
         outside: &mut dyn Outside,
     ) {
+        self.behind().put_after(&mut header);
         let member = &mut self.members[index];
         let base = if full { None } else { member.partition.checkpoint_base() };
         let begin = Begin {
@@ -873,6 +994,13 @@ impl<D: Disk> Unit<D> {
             }
             Err(error) => self.give_up_checkpoint(index, error.to_string(), now, outside),
         }
+    }
+
+    /// What a checkpoint that begins now leaves out of the log.
+    fn behind(&self) -> Behind {
+        let logs = self.members.iter().map(|member| LogId::from(member.partition.id()));
+        let silent = logs.filter(|&log| self.store.last_position(log).is_none()).collect();
+        Behind { point: self.store.resume_point(), silent }
     }
 
     fn give_up_checkpoint(&mut self, index: usize, detail: String, now: Time, outside: &mut dyn Outside) {
@@ -940,7 +1068,7 @@ impl<D: Disk> Unit<D> {
                 let partition = self.members[index].partition.id();
                 self.members[index].partition.checkpoint_durable(now, version, &mut self.outbox);
                 self.obey(index, now, outside);
-                outside.notice(UnitNotice::CheckpointWritten { partition, version });
+                self.events.notice(now, UnitNotice::CheckpointWritten { partition, version }, outside);
                 self.collect_due = true;
                 let cut = self.checkpoints.log_cut(log);
                 if cut > Position(0) {
@@ -956,8 +1084,15 @@ impl<D: Disk> Unit<D> {
                 self.collect_due = true;
             }
             CheckpointEvent::CopyFailed { copy, error } => self.store.drop_copy(copy, error),
-            event @ (CheckpointEvent::Repaired { .. } | CheckpointEvent::Damaged { .. }) => {
-                outside.notice(UnitNotice::CheckpointDamage(format!("{event:?}")));
+            CheckpointEvent::Repaired { copy, log, version, chunk } => {
+                self.scrub.repaired += 1;
+                let what = format!("chunk {chunk} of checkpoint {version} of {log} on copy {copy}");
+                self.events.notice(now, UnitNotice::Repaired(what), outside);
+            }
+            CheckpointEvent::Damaged { log, version, chunk } => {
+                self.scrub.bad += 1;
+                let what = format!("chunk {chunk} of checkpoint {version} of {log} is bad on every copy");
+                self.events.notice(now, UnitNotice::CheckpointDamage(what), outside);
             }
             _ => {}
         }
@@ -965,7 +1100,14 @@ impl<D: Disk> Unit<D> {
 
     // ---------------------------------------------------------------- rollback
 
-    fn roll_back(&mut self, index: usize, version: Option<Version>, epoch: Epoch, outside: &mut dyn Outside) {
+    fn roll_back(
+        &mut self,
+        index: usize,
+        version: Option<Version>,
+        epoch: Epoch,
+        now: Time,
+        outside: &mut dyn Outside,
+    ) {
         let member = &mut self.members[index];
         let (id, log) = (member.partition.id(), LogId::from(member.partition.id()));
         if let Some(version) = version {
@@ -992,9 +1134,12 @@ impl<D: Disk> Unit<D> {
             if let Some(detail) = trouble {
                 // A partition that cannot go back must not go on.
                 member.partition.stop();
-                outside.notice(UnitNotice::RestoreFailed { partition: id, version, detail });
+                let notice = UnitNotice::RestoreFailed { partition: id, version, detail };
+                self.events.notice(now, notice, outside);
                 return;
             }
+            let event = Event::new(now, EventKind::Rollback).with("partition", id);
+            self.events.add(event.with("version", version).with("epoch", epoch));
         }
         member.partition.append_epoch(epoch, &mut self.outbox);
         member.rollback = Some((version, member.partition.log_tail()));
@@ -1011,6 +1156,130 @@ impl<D: Disk> Unit<D> {
         }
     }
 
+    // ---------------------------------------------------------------- events and scrubbing
+
+    /// Opens the durable event log and writes down the opening with what it found. (The host asks for
+    /// it once the unit is open: the simulator does without.)
+    pub fn open_event_log(&mut self, now: Time, report: &OpenReport) {
+        if matches!(self.store.refusing(), Some(StoreError::ReadOnly)) {
+            return;
+        }
+        let identity = self.checkpoints.identity();
+        let history = loop {
+            match self.events.open(self.store.copies(), identity) {
+                Ok(history) => break history,
+                Err((copy, error)) => self.store.drop_copy(copy, error),
+            }
+        };
+        let journal = &report.journal;
+        // A log that is not open as it was closed was left by a kill or a power cut.
+        let ended = history.events.iter().rev().map(|event| event.kind);
+        let ended = ended.into_iter().find(|kind| [EventKind::Opened, EventKind::Closed].contains(kind));
+        let event = |kind| Event::new(now, kind);
+        if ended == Some(EventKind::Opened) {
+            self.events.add(event(EventKind::Restart).with("why", "the last holder ended without closing"));
+        }
+        self.events.add(
+            event(EventKind::Opened)
+                .with("program", &self.application.program)
+                .with("epoch", self.store.epoch())
+                .with("records", journal.records)
+                .with("replayed", report.replayed),
+        );
+        if journal.repaired > 0 || journal.slots_repaired > 0 {
+            let event = event(EventKind::Repair).with("what", "the journal, from its other copy");
+            self.events
+                .add(event.with("blocks", journal.repaired).with("superblock_slots", journal.slots_repaired));
+        }
+        for finding in &journal.findings {
+            let what = format!("{}/{} block {}", finding.directory, finding.file, finding.block);
+            self.events.add(event(EventKind::Damage).with("what", what).with("kind", finding.kind.name()));
+        }
+        if let Some(cut) = journal.cut {
+            let cut = event(EventKind::Cut).with("commit", cut.commit).with("bytes", cut.bytes);
+            self.events.add(cut.with("note", "never acknowledged, unless the disk lied"));
+        }
+        for lost in &journal.lost {
+            self.events.add(event(EventKind::Damage).with("lost", lost));
+        }
+        for (copy, error) in &journal.dropped {
+            self.events.add(event(EventKind::CopyLost).with("copy", copy).with("why", error));
+        }
+        for (partition, version, why) in &report.failed_restores {
+            let event = event(EventKind::Damage).with("what", "a checkpoint could not be restored");
+            self.events
+                .add(event.with("partition", partition).with("version", version).with("why", why));
+        }
+        for stopped in &report.stopped {
+            self.events.add(event(EventKind::Divergence).with("detail", stopped));
+        }
+        self.events.begin();
+        self.events.flush(self.store.copies());
+    }
+
+    /// Asks for a pass over everything, after the one under way.
+    pub fn want_scrub(&mut self) {
+        self.scrub.wanted = true;
+    }
+
+    /// True while somebody waits for a pass.
+    #[must_use]
+    pub fn is_scrub_wanted(&self) -> bool {
+        self.scrub.wanted || self.scrub.asked
+    }
+
+    /// Compares the next `bytes` bytes of the journal, or a chunk of a checkpoint, on all copies, and
+    /// repairs what is bad on one. The host decides how often. True when this ended a pass
+    /// ([`UnitNotice::Scrubbed`]).
+    pub fn scrub(&mut self, bytes: usize, now: Time, outside: &mut dyn Outside) -> bool {
+        if self.failed.is_some() || self.scrub.waiting {
+            return false;
+        }
+        if !self.scrub.at_checkpoints {
+            if self.scrub.wanted && self.scrub.blocks == 0 {
+                self.scrub.wanted = false;
+                self.scrub.asked = true;
+            }
+            self.scrub.waiting = self.store.scrub_step(bytes);
+            self.scrub.at_checkpoints = !self.scrub.waiting;
+            return false;
+        }
+        let more = self.checkpoints.scrub(self.store.copies(), &mut self.scrub.cursor);
+        self.scrub.chunks += u64::from(more);
+        while let Some(event) = self.checkpoints.poll(self.store.copies()) {
+            self.checkpoint_event(event, now, outside);
+        }
+        if more {
+            return false;
+        }
+        let done = std::mem::take(&mut self.scrub);
+        self.scrub.wanted = done.wanted;
+        let Scrub { blocks, chunks, repaired, bad, asked, .. } = done;
+        let notice = UnitNotice::Scrubbed { blocks, chunks, repaired, bad, asked };
+        self.events.notice(now, notice, outside);
+        self.events.flush(self.store.copies());
+        true
+    }
+
+    fn scrubbed(&mut self, step: &ScrubStep, now: Time, outside: &mut dyn Outside) {
+        self.scrub.waiting = false;
+        self.scrub.blocks += step.blocks;
+        self.scrub.repaired += step.repaired;
+        self.scrub.bad += step.unrepairable.len() as u64;
+        self.scrub.at_checkpoints |= step.wrapped;
+        let place = |at: &Finding| format!("{}/{} block {}: {}", at.directory, at.file, at.block, at.kind.name());
+        for finding in &step.findings {
+            self.events.notice(now, UnitNotice::Repaired(place(finding)), outside);
+        }
+        for finding in &step.unrepairable {
+            self.events.notice(now, UnitNotice::Damaged(place(finding)), outside);
+        }
+        if !step.unrepairable.is_empty() {
+            // What the bad blocks hold is in the state: a checkpoint lets the journal before it go.
+            self.request_checkpoints(now, false, outside);
+        }
+    }
+
     // ---------------------------------------------------------------- orderly stop
 
     /// Marks an orderly stop in every log (after the checkpoints that [`Unit::request_checkpoints`]
@@ -1020,6 +1289,7 @@ impl<D: Disk> Unit<D> {
             self.members[index].partition.append_stop(&mut self.outbox);
             self.obey(index, now, outside);
         }
+        self.events.add(Event::new(now, EventKind::Closed));
     }
 
     /// Gives the disks back.

@@ -129,6 +129,10 @@ kinds! {
     EventsDropped = 20, "events_dropped";
     /// A saga cannot go on without a person.
     Stuck = 21, "stuck";
+    /// The store failed: nothing was acknowledged from then on.
+    StoreFailed = 22, "store_failed";
+    /// Every block and chunk was compared once with its checksum and between the copies.
+    Scrubbed = 23, "scrubbed";
 }
 
 /// One thing that happened.

@@ -63,6 +63,19 @@ pub enum FindingKind {
     Differs,
 }
 
+impl FindingKind {
+    /// The name for people and `--json`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Damaged => "damaged",
+            Self::Missing => "missing",
+            Self::Misplaced => "misplaced",
+            Self::Differs => "differs",
+        }
+    }
+}
+
 /// One bad place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
