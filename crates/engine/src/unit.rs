@@ -254,6 +254,8 @@ pub struct Unit<D: Disk> {
     inner: VecDeque<Inner>,
     failed: Option<String>,
     collect_due: bool,
+    /// When idle sessions are looked for next.
+    next_expiry: Time,
     events: Events,
     scrub: Scrub,
 }
@@ -281,6 +283,9 @@ enum Inner {
     Receipt { from: PartitionId, to: PartitionId, epoch: Epoch, through: Ssn },
     Control { from: PartitionId, to: PartitionId, bytes: Vec<u8> },
 }
+
+/// How often sessions that were idle for too long are looked for.
+const EXPIRY: Duration = Duration::from_secs(3600);
 
 /// Commits are sealed at the latest when this many bytes wait; above it the host feeds no inputs.
 const PENDING_BYTES: usize = 1 << 20;
@@ -422,6 +427,7 @@ impl<D: Disk> Unit<D> {
             inner: VecDeque::new(),
             failed: None,
             collect_due: true,
+            next_expiry: Time::NEVER,
             events: Events::default(),
             scrub: Scrub::default(),
         }
@@ -511,6 +517,7 @@ impl<D: Disk> Unit<D> {
     }
 
     fn go_live(&mut self, now: Time, ending: &dyn Fn(PartitionId) -> Ending, outside: &mut dyn Outside) {
+        self.next_expiry = now + EXPIRY;
         for index in 0..self.members.len() {
             let member = &mut self.members[index];
             member.durable = member.partition.log_tail();
@@ -592,7 +599,8 @@ impl<D: Disk> Unit<D> {
     /// When [`Unit::tick`] should be called next, at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> Time {
-        self.members.iter().map(|m| m.partition.next_deadline()).min().unwrap_or(Time::NEVER)
+        let partitions = self.members.iter().map(|m| m.partition.next_deadline()).min();
+        partitions.unwrap_or(Time::NEVER).min(self.next_expiry)
     }
 
     /// True while a checkpoint is being written.
@@ -720,6 +728,13 @@ impl<D: Disk> Unit<D> {
 
     /// Time passed: timers, deadlines, retransmission.
     pub fn tick(&mut self, now: Time, outside: &mut dyn Outside) {
+        if self.next_expiry <= now {
+            self.next_expiry = now + EXPIRY;
+            for index in 0..self.members.len() {
+                self.members[index].partition.expire_sessions(now, &mut self.outbox);
+                self.obey(index, now, outside);
+            }
+        }
         for index in 0..self.members.len() {
             if self.members[index].partition.next_deadline() <= now {
                 self.members[index].partition.handle_time(now, &mut self.outbox);

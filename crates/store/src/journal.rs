@@ -290,6 +290,8 @@ pub struct Segment {
     pub first_commit: CommitSeq,
     /// Hash of the commit before that.
     pub first_hash: u64,
+    /// Recovery did not read it: it counts as full, and as holding whatever the checkpoints hold.
+    pub skipped: bool,
     /// First and last position of each log (by slot) that has records here.
     ranges: Vec<Option<(Position, Position)>>,
 }
@@ -312,7 +314,24 @@ impl Segment {
     /// A segment nobody has written to.
     #[must_use]
     pub fn new(generation: Generation, files: Vec<Option<FileId>>) -> Self {
-        Self { generation, files, used: 0, first_commit: CommitSeq(0), first_hash: 0, ranges: Vec::new() }
+        Self {
+            generation,
+            files,
+            used: 0,
+            first_commit: CommitSeq(0),
+            first_hash: 0,
+            skipped: false,
+            ranges: Vec::new(),
+        }
+    }
+
+    /// Notes that it may hold records of a log up to `last`.
+    pub fn may_hold(&mut self, slot: LogSlot, last: Position) {
+        if slot >= self.ranges.len() {
+            self.ranges.resize(slot + 1, None);
+        }
+        let range = self.ranges[slot].get_or_insert((Position(0), last));
+        *range = (Position(0), range.1.max(last));
     }
 
     /// Notes what a commit put here.
@@ -323,7 +342,7 @@ impl Segment {
                 self.ranges.resize(slot + 1, None);
             }
             let range = self.ranges[slot].get_or_insert((extent.first, extent.last()));
-            range.1 = extent.last();
+            range.1 = range.1.max(extent.last());
         }
     }
 

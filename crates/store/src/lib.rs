@@ -15,6 +15,7 @@ pub mod mend;
 pub mod mirror;
 pub mod record;
 pub mod recovery;
+pub mod resume;
 pub mod scrub;
 pub mod sim_disk;
 pub mod store;

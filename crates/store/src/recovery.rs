@@ -24,6 +24,7 @@ use crate::error::{Lost, StoreError};
 use crate::journal::{Logs, Segment, commit_hash, parse_segment_name, segment_name};
 use crate::mirror::{Mirror, protocol_error};
 use crate::record::{Extent, Record, Walk};
+use crate::resume::ResumePoint;
 use rallypoint_base::buffer::AlignedBuffer;
 use rallypoint_base::id::{CommitSeq, Epoch, Generation, LogId, Position};
 use rallypoint_base::limits::BLOCK;
@@ -107,7 +108,9 @@ pub struct Cut {
 pub struct RecoveryReport {
     /// Epoch after the opening.
     pub epoch: Epoch,
-    /// Whole commits.
+    /// The commit that reading began at, when the checkpoints made it needless to begin at the head.
+    pub resumed: Option<CommitSeq>,
+    /// Whole commits that were read.
     pub commits: u64,
     /// Records handed out.
     pub records: u64,
@@ -158,6 +161,8 @@ pub(crate) struct Recovered {
     pub(crate) last: CommitSeq,
     pub(crate) hash: u64,
     pub(crate) last_real: CommitSeq,
+    /// Place of the last commit.
+    pub(crate) resume: ResumePoint,
     pub(crate) extents: Vec<Extent>,
     pub(crate) report: RecoveryReport,
 }
@@ -245,6 +250,12 @@ struct Doubt {
     fresh: Option<(CommitSeq, CommitSeq)>,
 }
 
+impl Doubt {
+    fn is_affected(&self, slot: usize) -> bool {
+        self.affected.get(slot).copied().unwrap_or_default()
+    }
+}
+
 type Sink<'a, E> = dyn FnMut(&Record<'_>) -> Result<(), E> + 'a;
 
 pub(crate) struct Recovery<'a, 's, D, E> {
@@ -263,9 +274,12 @@ pub(crate) struct Recovery<'a, 's, D, E> {
     /// Findings of the last commit: only a later one proves that they were faults.
     tail: Vec<Finding>,
     logs: Logs,
+    /// By log slot: the last position that the restored checkpoint holds, 0 for none.
+    known: Vec<Position>,
     doubt: Doubt,
     damaged: bool,
     last_real: CommitSeq,
+    resume: ResumePoint,
     extents: Vec<Extent>,
     report: RecoveryReport,
 }
@@ -276,6 +290,12 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
         let home = Home { store: state.store, lineage: state.lineage, directory: state.directory };
         let segment_blocks = state.segment_blocks();
         let copies = mirror.copies.len();
+        let resume = ResumePoint {
+            commit: state.first_commit,
+            generation: state.first,
+            number: 0,
+            previous: state.first_hash,
+        };
         let report = RecoveryReport { slots_repaired: mirror.slots_repaired, ..RecoveryReport::default() };
         Self {
             mirror,
@@ -291,24 +311,41 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
             scratch: Vec::new(),
             tail: Vec::new(),
             logs: Logs::default(),
+            known: Vec::new(),
             doubt: Doubt::default(),
             damaged: false,
             last_real: CommitSeq(0),
+            resume,
             extents: Vec::new(),
             report,
         }
     }
 
-    /// Reads everything, repairs, and applies the tail rule. Membership is left to the caller.
-    pub(crate) fn run(mut self) -> Result<Recovered, RecoverError<E>> {
+    /// Reads from `resume` on, or everything, repairs, and applies the tail rule. Membership is left
+    /// to the caller. `known`: up to where the restored checkpoints hold each log.
+    pub(crate) fn run(
+        mut self,
+        resume: Option<ResumePoint>,
+        known: &[(LogId, Position)],
+    ) -> Result<Recovered, RecoverError<E>> {
         let free = self.open_segments()?;
+        for &(log, position) in known.iter().filter(|(_, position)| position.0 > 0) {
+            let slot = self.logs.slot(log);
+            self.known.resize(self.known.len().max(slot + 1), Position(0));
+            self.known[slot] = position;
+        }
         let state = &self.mirror.state;
-        let mut chain =
+        let head =
             Chain { at: 0, expected: state.first_commit, previous: Some(state.first_hash), epoch: Epoch(0) };
         if let Some(first) = self.segments.first_mut() {
-            first.first_commit = chain.expected;
+            first.first_commit = state.first_commit;
             first.first_hash = state.first_hash;
         }
+        let resumed = match resume {
+            Some(point) => self.resume_at(&point)?,
+            None => None,
+        };
+        let mut chain = resumed.unwrap_or(head);
         loop {
             if self.take_commit(&mut chain)? || self.roll(&mut chain)? {
                 continue;
@@ -316,6 +353,7 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
             let exam = self.examine(&chain)?;
             let evidence = exam.later.unwrap_or_default().max(exam.watermark).max(self.report.watermark);
             if evidence < chain.expected {
+                self.find_missing_ends(&chain);
                 self.cut(&chain, &exam)?;
                 break;
             }
@@ -325,6 +363,93 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
         }
         self.settle_doubt(&chain);
         Ok(self.finish(&chain, free))
+    }
+
+    /// Begins at a place that the checkpoints remember, and takes its commit. `None` when it is not
+    /// there any more, or anything about it is not as it should be: the head of the journal decides.
+    fn resume_at(&mut self, point: &ResumePoint) -> Result<Option<Chain>, RecoverError<E>> {
+        let segment = self.segments.iter().position(|segment| segment.generation == point.generation);
+        let Some(segment) = segment else { return Ok(None) };
+        let number = u64::from(point.number);
+        // A named file that is absent on every copy is damage, and only the whole chain names it.
+        if self.damaged || number >= self.segment_blocks {
+            return Ok(None);
+        }
+        let start = segment as u64 * self.segment_blocks;
+        // When this segment is the oldest one left, the superblock must say how it begins.
+        let state = &self.mirror.state;
+        let first = if segment == 0 {
+            (state.first_commit, state.first_hash)
+        } else if number == 0 {
+            (point.commit, point.previous)
+        } else {
+            match self.first_of(start)? {
+                Some(header) if header.commit < point.commit => (header.commit, header.previous),
+                _ => return Ok(None),
+            }
+        };
+        let mut chain = Chain {
+            at: start + number,
+            expected: point.commit,
+            previous: Some(point.previous),
+            epoch: Epoch(0),
+        };
+        if !self.take_commit(&mut chain)? {
+            return Ok(None);
+        }
+        self.report.resumed = Some(point.commit);
+        (self.segments[segment].first_commit, self.segments[segment].first_hash) = first;
+        for skipped in &mut self.segments[..segment] {
+            // Where its last commit ends is not known, nor what it holds: as much as there can be.
+            skipped.used = self.segment_blocks as u32;
+            skipped.skipped = true;
+        }
+        let partly = usize::from(number > 0);
+        for segment in &mut self.segments[..segment + partly] {
+            for (slot, &known) in self.known.iter().enumerate().filter(|(_, known)| known.0 > 0) {
+                segment.may_hold(slot, known);
+            }
+        }
+        Ok(Some(chain))
+    }
+
+    /// The block at the start of a segment, if it begins a commit on any copy. Reads that block only.
+    fn first_of(&mut self, at: Address) -> Result<Option<Header>, StoreError> {
+        let mut parts = Vec::with_capacity(2);
+        for copy in self.mirror.copies.live() {
+            parts.push((copy, self.read_piecewise(copy, at, BLOCK)?));
+        }
+        self.chunk = Some(Chunk { at, blocks: 1, parts });
+        let Some(seen) = self.see(at)? else { return Ok(None) };
+        let sound = seen.found[..seen.parts].iter().filter_map(|found| match found {
+            Found::Sound(header) if header.index == 0 => Some(*header),
+            _ => None,
+        });
+        // As in the chain: what was cut and came back has the older epoch.
+        Ok(sound.max_by_key(|header| header.epoch))
+    }
+
+    fn known(&self, slot: usize) -> Position {
+        self.known.get(slot).copied().unwrap_or_default()
+    }
+
+    /// A checkpoint is written only when the log is durable up to it. So a log that ends before its
+    /// checkpoint has lost its end, on a disk that lies; to cut there would hide it. (A log of which
+    /// nothing was read ends with its checkpoint.)
+    fn find_missing_ends(&mut self, chain: &Chain) {
+        for slot in 0..self.known.len() {
+            let (known, state) = (self.known(slot), *self.logs.state(slot));
+            if state.last.0 > 0 && state.last < known && !self.doubt.is_affected(slot) {
+                self.damaged = true;
+                self.report.lost.push(Lost {
+                    log: Some(state.log),
+                    from: state.last.next(),
+                    to: Some(known),
+                    proven: true,
+                    commits: (chain.expected, chain.expected),
+                });
+            }
+        }
     }
 
     fn end(&self) -> Address {
@@ -682,6 +807,12 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
         }
         let count = u64::from(start.count);
         let segment = (chain.at / self.segment_blocks) as usize;
+        self.resume = ResumePoint {
+            commit: start.commit,
+            generation: start.place.generation,
+            number: start.place.number,
+            previous: start.previous,
+        };
         if chain.at.is_multiple_of(self.segment_blocks) {
             self.segments[segment].first_commit = start.commit;
             self.segments[segment].first_hash = start.previous;
@@ -966,8 +1097,10 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
 
     fn hand_out(&mut self, record: &Record<'_>, commit: CommitSeq) -> Result<(), RecoverError<E>> {
         let slot = self.logs.slot(record.log);
-        let last = self.logs.state(slot).last;
-        if !self.damaged && (last.0 == 0 || record.position == last.next()) {
+        let (last, known) = (self.logs.state(slot).last, self.known(slot));
+        // A log may begin anywhere, but not behind what its checkpoint does not reach.
+        let begins = last.0 == 0 && (known.0 == 0 || record.position <= known.next());
+        if !self.damaged && (begins || record.position == last.next()) {
             // The common case: nothing is in doubt.
             self.logs.note(record, commit.0, &mut self.extents)?;
             self.report.records += 1;
@@ -980,7 +1113,9 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
             self.doubt.affected.resize(slot + 1, false);
             self.doubt.suspect.resize(slot + 1, None);
         }
-        let gap = if last.0 == 0 {
+        let gap = if last.0 == 0 && known.0 > 0 {
+            record.position > known.next()
+        } else if last.0 == 0 {
             record.position.0 > 1 && self.doubt.unseen.is_some()
         } else {
             record.position != last.next()
@@ -991,9 +1126,9 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
             let commits = self.doubt.suspect[slot].or(self.doubt.unseen).unwrap_or((commit, commit));
             self.report.lost.push(Lost {
                 log: Some(record.log),
-                from: if last.0 == 0 { Position(0) } else { last.next() },
+                from: if last.0 == 0 && known.0 == 0 { Position(0) } else { last.max(known).next() },
                 to: Some(Position(record.position.0 - 1)),
-                proven: last.0 != 0,
+                proven: last.0 != 0 || known.0 != 0,
                 commits,
             });
             self.logs.state(slot).last = Position(record.position.0 - 1);
@@ -1055,7 +1190,7 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
             if let (Some(hole), Some(state)) = (suspect, self.logs.all().get(slot)) {
                 self.report.lost.push(Lost {
                     log: Some(state.log),
-                    from: state.last.next(),
+                    from: state.last.max(self.known(slot)).next(),
                     to: None,
                     proven: false,
                     commits: *hole,
@@ -1090,6 +1225,10 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
                 self.report.completed += 1;
             }
         }
+        for (slot, &known) in self.known.iter().enumerate() {
+            let state = self.logs.state(slot);
+            state.last = state.last.max(known);
+        }
         let current = (chain.at.saturating_sub(1) / self.segment_blocks) as usize;
         let mut segments: VecDeque<Segment> = self.segments.into();
         let ready = segments.split_off((current + 1).min(segments.len()));
@@ -1102,6 +1241,7 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
             last: CommitSeq(chain.expected.0.saturating_sub(1)),
             hash: chain.previous.unwrap_or_default(),
             last_real: self.last_real,
+            resume: self.resume,
             extents: self.extents,
             report: self.report,
         }

@@ -58,6 +58,8 @@ enum Work {
 pub(crate) struct Scrub {
     next: Option<Place>,
     work: Option<Work>,
+    /// Blank blocks at the end of what was looked at of a segment that recovery did not read.
+    blank: Vec<Finding>,
 }
 
 impl Scrub {
@@ -198,6 +200,10 @@ impl<D: Disk> Store<D> {
         parts.sort_by_key(|&(copy, _)| copy);
         let mut step = ScrubStep { blocks: u64::from(blocks), wrapped, ..ScrubStep::default() };
         let mut writes: Vec<(CopyIndex, Place, AlignedBuffer)> = Vec::new();
+        let skipped = self.segments.iter().any(|s| s.generation == from.generation && s.skipped);
+        if from.number == 0 || !skipped {
+            self.scrub.blank.clear();
+        }
         for index in 0..blocks {
             let place = Place { number: from.number + index, ..from };
             let range = index as usize * BLOCK..(index as usize + 1) * BLOCK;
@@ -212,6 +218,12 @@ impl<D: Disk> Store<D> {
                 })
                 .max();
             let good = best.map(|(_, std::cmp::Reverse(part), _)| part);
+            // Where the last commit of a skipped segment ends is not known: what is blank behind it is
+            // nothing, and what is blank before a sound block is a loss.
+            let blank = skipped && found.iter().all(|found| matches!(found, Found::Blank | Found::Stale));
+            if good.is_some() {
+                step.unrepairable.append(&mut self.scrub.blank);
+            }
             for (part, (copy, data)) in parts.iter().enumerate() {
                 let same = good.is_some_and(|good| data[range.clone()] == parts[good].1[range.clone()]);
                 if same {
@@ -235,6 +247,7 @@ impl<D: Disk> Store<D> {
                         writes.push((*copy, place, AlignedBuffer::copy_of(&parts[good].1[range.clone()])));
                         step.findings.push(finding);
                     }
+                    None if blank => self.scrub.blank.push(finding),
                     None => step.unrepairable.push(finding),
                 }
             }

@@ -26,6 +26,7 @@ use crate::journal::{CommitBuffer, Logs, Seal, Segment, index_bytes, segment_nam
 use crate::mirror::{Mirror, MountRules, Outsider, protocol_error};
 use crate::record::{self, Record};
 use crate::recovery::{RecoverError, Recovered, Recovery, RecoveryReport};
+use crate::resume::ResumePoint;
 use crate::superblock::{self, META_BYTES, SlotError, Superblock};
 use crate::upkeep::Upkeep;
 use rallypoint_base::buffer::AlignedBuffer;
@@ -176,6 +177,8 @@ pub(crate) struct Flight {
     records: u32,
     pub(crate) blocks: u32,
     watermark: CommitSeq,
+    /// Where it was submitted to.
+    place: Option<ResumePoint>,
     tickets: Vec<(CopyIndex, Ticket)>,
     /// The commit waits for a segment.
     pub(crate) waiting: Option<CommitBuffer>,
@@ -205,6 +208,8 @@ pub struct Store<D> {
     pub(crate) durable: CommitSeq,
     previous: u64,
     last_real: CommitSeq,
+    /// Place of the last durable commit.
+    resume: ResumePoint,
     covered: CommitSeq,
     pub(crate) refusing: Option<StoreError>,
     pub(crate) events: VecDeque<StoreEvent>,
@@ -391,6 +396,7 @@ impl<D: Disk> Store<D> {
             last: CommitSeq(0),
             hash: 0,
             last_real: CommitSeq(0),
+            resume: ResumePoint { commit: CommitSeq(1), generation: Generation(1), number: 0, previous: 0 },
             extents: Vec::new(),
             report: RecoveryReport::default(),
         };
@@ -448,6 +454,7 @@ impl<D: Disk> Store<D> {
             durable: recovered.last,
             previous: recovered.hash,
             last_real: recovered.last_real,
+            resume: recovered.resume,
             covered: recovered.report.watermark,
             refusing,
             events: VecDeque::new(),
@@ -619,6 +626,7 @@ impl<D: Disk> Store<D> {
         if flight.records > 0 {
             self.last_real = flight.commit;
         }
+        self.resume = flight.place.unwrap_or(self.resume);
         self.spare_tickets = flight.tickets;
         self.events.push_back(StoreEvent::Durable { commit: flight.commit });
     }
@@ -657,6 +665,7 @@ impl<D: Disk> Store<D> {
             records: buffer.records(),
             blocks: 0,
             watermark: self.durable,
+            place: None,
             tickets,
             waiting: Some(buffer),
         };
@@ -690,6 +699,12 @@ impl<D: Disk> Store<D> {
             watermark: flight.watermark,
             previous: self.previous,
         };
+        flight.place = Some(ResumePoint {
+            commit: seal.commit,
+            generation: seal.place.generation,
+            number: seal.place.number,
+            previous: seal.previous,
+        });
         let (bytes, hash) = buffer.seal(&self.home, &seal);
         self.previous = hash;
         let offset = u64::from(segment.used) * BLOCK as u64;
@@ -810,6 +825,14 @@ impl<D: Disk> Store<D> {
     #[must_use]
     pub fn durable(&self) -> CommitSeq {
         self.durable
+    }
+
+    /// From where on a recovery has to read for everything that is appended from now on: the place
+    /// of the last durable commit. (The commit in flight would do as well, but might be cut.) A
+    /// checkpoint that begins now remembers it for [`Mounted::recover_from`].
+    #[must_use]
+    pub fn resume_point(&self) -> ResumePoint {
+        self.resume
     }
 
     /// The copies, for checkpoints, events and backups.
@@ -953,11 +976,34 @@ impl<D: Disk> Mounted<D> {
     /// [`RecoverError::Store`] when the store refuses altogether, [`RecoverError::Sink`] when the
     /// receiver does.
     pub fn recover<E>(
+        self,
+        sink: &mut dyn FnMut(&Record<'_>) -> Result<(), E>,
+    ) -> Result<(Store<D>, RecoveryReport), RecoverError<E>> {
+        self.recover_from(None, &[], sink)
+    }
+
+    /// Like [`Mounted::recover`], but leaves out what the restored checkpoints make needless.
+    ///
+    /// `resume` is the lowest, by commit, of the points that these checkpoints remember; every log
+    /// that may hold records before it must be covered by one. Reading begins there if that commit
+    /// still stands there, sound in the union of the copies; else at the head of the journal, as
+    /// [`RecoveryReport::resumed`] tells. What lies before is neither read nor repaired, is kept until
+    /// [`Store::cut`] frees it, and is looked at by scrub, verify and mend.
+    ///
+    /// `known` is the position up to which the restored checkpoint holds each log. A log goes on after
+    /// it, also when nothing of it was read. A log whose first record lies beyond the next position,
+    /// or whose last one lies before `known`, has lost records.
+    ///
+    /// # Errors
+    /// As [`Mounted::recover`].
+    pub fn recover_from<E>(
         mut self,
+        resume: Option<ResumePoint>,
+        known: &[(LogId, Position)],
         sink: &mut dyn FnMut(&Record<'_>) -> Result<(), E>,
     ) -> Result<(Store<D>, RecoveryReport), RecoverError<E>> {
         let read_only = self.options.read_only;
-        let mut recovered = Recovery::new(&mut self.mirror, sink, read_only).run()?;
+        let mut recovered = Recovery::new(&mut self.mirror, sink, read_only).run(resume, known)?;
         let lost: Vec<Lost> = recovered.report.lost.clone();
         let mut refusing = None;
         if !lost.is_empty() {

@@ -19,6 +19,8 @@ pub(crate) struct Ledger {
     /// Records before this index may be gone.
     pub(crate) needed_from: usize,
     pub(crate) created: bool,
+    /// Nothing from this index on is checkpointed.
+    pub(crate) cut_limit: Option<usize>,
     positions: [u64; 5],
 }
 
@@ -101,6 +103,7 @@ pub(crate) fn work<D: Disk>(store: &mut Store<D>, ledger: &mut Ledger, random: &
                 if random.chance(1, 4) {
                     // Everything but the last few acknowledged records is checkpointed.
                     let keep = ledger.acknowledged.saturating_sub(random.below(8) as usize);
+                    let keep = keep.min(ledger.cut_limit.unwrap_or(keep));
                     ledger.needed_from = ledger.needed_from.max(keep);
                     for log in 0..4u16 {
                         let below = ledger.appended[ledger.needed_from..]

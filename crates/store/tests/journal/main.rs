@@ -4,4 +4,5 @@ mod basic;
 mod care;
 mod crash;
 mod faults;
+mod resume;
 mod rig;
