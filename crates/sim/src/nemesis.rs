@@ -85,6 +85,11 @@ impl Nemesis {
         self.on
     }
 
+    /// True when a disk of this world may acknowledge what it does not do.
+    pub(crate) fn may_lie(&self) -> bool {
+        self.kinds.contains(&Strike::DiskLie)
+    }
+
     /// True when the last planned fault has struck.
     pub(crate) fn is_over(&self) -> bool {
         !self.on || self.strikes == 0
@@ -240,6 +245,8 @@ impl World {
             let Some((file, block)) = self.place(at, copy) else { return };
             let drive = self.directories[at].drives[copy].clone();
             self.trace(|| format!("rot in block {block} of d{at}-{copy}/{file}"));
+            // With every slot of it gone the copy counts as lost.
+            self.directories[at].lost_copy |= file == "superblock";
             match self.random.below(3) {
                 0 => {
                     let offset = block * BLOCK as u64 + self.random.below(BLOCK as u64);
