@@ -32,9 +32,30 @@ pub(crate) struct AppInner {
     effects: BTreeMap<String, Performer>,
     limits: Limits,
     program: String,
+    scrub: ScrubPlan,
+}
+
+/// How often, and how fast at most, a store that is served compares everything with its checksums and
+/// between its copies, when it has nothing else to do. Rot is repaired while the other copy is good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScrubPlan {
+    /// Bytes per second and journal directory; 0 = never.
+    pub bytes_per_second: u64,
+    /// From the end of a pass to the beginning of the next.
+    pub every: Duration,
+}
+
+impl Default for ScrubPlan {
+    fn default() -> Self {
+        Self { bytes_per_second: 8 << 20, every: Duration::from_secs(24 * 3600) }
+    }
 }
 
 impl AppInner {
+    pub(crate) fn scrub(&self) -> &ScrubPlan {
+        &self.scrub
+    }
+
     pub(crate) fn application(&self) -> Application {
         Application {
             registry: Arc::clone(&self.registry),
@@ -69,6 +90,7 @@ pub struct App {
     mirror: Option<PathBuf>,
     degraded: bool,
     allow_unsuitable: bool,
+    scrub: ScrubPlan,
 }
 
 impl Default for App {
@@ -94,6 +116,7 @@ impl App {
             mirror: None,
             degraded: false,
             allow_unsuitable: false,
+            scrub: ScrubPlan::default(),
         }
     }
 
@@ -158,6 +181,13 @@ impl App {
         self
     }
 
+    /// Changes how the store is scrubbed while it is served.
+    #[must_use]
+    pub fn scrub(mut self, plan: ScrubPlan) -> Self {
+        self.scrub = plan;
+        self
+    }
+
     /// Uses a file system that is known not to keep what it acknowledges (for tests).
     #[must_use]
     pub fn allow_unsuitable_file_system(mut self, allow: bool) -> Self {
@@ -188,6 +218,7 @@ impl App {
             effects: self.effects,
             limits: self.limits,
             program: self.program,
+            scrub: self.scrub,
         })
     }
 
@@ -282,7 +313,13 @@ impl Runtime {
         all
     }
 
-    /// Drops an input that was set aside. False when there is none at that place.
+    /// Asks for a pass over everything now, at this rate; a [`UnitNotice::Scrubbed`] per journal
+    /// directory tells its end, in `rallypoint events` too.
+    pub fn request_scrub(&self, bytes_per_second: u64) {
+        self.node.request_scrub(bytes_per_second);
+    }
+
+    /// Drops an input that was set aside, durably. False when there is none at that place.
     pub fn drop_set_aside(&self, partition: PartitionId, position: Position) -> bool {
         self.node.drop_set_aside(partition, position)
     }

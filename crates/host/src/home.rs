@@ -7,6 +7,9 @@
 //!
 //! Never holds the inbox's lock while the unit runs, and never runs a unit from two threads.
 //!
+//! It also decides when the next bytes are scrubbed: when nothing else is to be done, and at a bounded
+//! rate; or, when somebody asked for a pass, at the rate that was asked for.
+//!
 //! Invariants: whoever leaves the unit with work still to do wakes the standing thread; after about
 //! [`IDLE`] without work the watermark covers the last commit.
 
@@ -27,6 +30,11 @@ use std::time::Duration;
 pub(crate) const IDLE: Duration = Duration::from_millis(1);
 /// A batch of inbox bytes after which the unit gets a chance to commit.
 const SLICE: usize = 64 << 10;
+/// Bytes that one step of scrubbing compares.
+const SCRUB: usize = 256 << 10;
+/// The first pass begins this long after the opening: a process that is often started again scrubs
+/// too, and one that has just been started has better things to do.
+const SCRUB_AFTER: Duration = Duration::from_secs(60);
 
 pub(crate) struct Home {
     pub(crate) directory: DirectoryId,
@@ -58,6 +66,17 @@ pub(crate) struct Serving {
     outlet: Outlet,
     spare: Vec<u8>,
     worked: bool,
+    scrubbing: Scrubbing,
+}
+
+/// When to scrub.
+struct Scrubbing {
+    /// The next pass that nobody asked for.
+    pass: Time,
+    /// The next step of any pass.
+    step: Time,
+    /// Bytes per second of a pass that somebody asked for.
+    asked: u64,
 }
 
 impl Home {
@@ -87,7 +106,9 @@ impl Home {
     }
 
     pub(crate) fn install(&self, unit: Unit<FileDisk>, outlet: Outlet) {
-        *self.lock_serving() = Some(Serving { unit, outlet, spare: Vec::new(), worked: true });
+        let pass = self.shared.clock.now() + SCRUB_AFTER;
+        let scrubbing = Scrubbing { pass, step: Time(0), asked: 0 };
+        *self.lock_serving() = Some(Serving { unit, outlet, spare: Vec::new(), worked: true, scrubbing });
     }
 
     /// Takes the unit out: nothing is served any more.
@@ -162,6 +183,10 @@ impl Home {
         while !rest.is_empty() {
             // What is in the inbox was checked when it came in.
             let Ok(Some((message, len))) = Message::split(rest) else { break };
+            if let Message::Scrub { bytes_per_second } = message {
+                serving.scrubbing.asked = bytes_per_second;
+                unit.want_scrub();
+            }
             dispatch(unit, outlet, now, &message);
             rest = &rest[len..];
             slice += len;
@@ -185,8 +210,38 @@ impl Home {
         serving.worked |= any;
         self.turns.fetch_add(1, Ordering::Relaxed);
         self.checkpointing.store(unit.is_checkpointing(), Ordering::Relaxed);
+        if unit.is_scrub_wanted() {
+            self.scrub(serving);
+        }
         self.busy.store(false, Ordering::Relaxed);
         any
+    }
+
+    /// When [`Home::scrub`] has something to do.
+    fn scrub_due(&self, serving: &Serving) -> Time {
+        let Scrubbing { pass, step, .. } = serving.scrubbing;
+        let rate = self.shared.app.scrub().bytes_per_second;
+        match serving.unit.is_scrub_wanted() {
+            true => step,
+            false if rate == 0 || serving.unit.failure().is_some() => Time::NEVER,
+            false => pass.max(step),
+        }
+    }
+
+    /// The next step of scrubbing, if it is due.
+    fn scrub(&self, serving: &mut Serving) {
+        let now = self.shared.clock.now();
+        if self.scrub_due(serving) > now {
+            return;
+        }
+        let plan = self.shared.app.scrub();
+        let asked = serving.unit.is_scrub_wanted();
+        let rate = if asked { serving.scrubbing.asked } else { plan.bytes_per_second };
+        serving.scrubbing.step = now + Duration::from_secs_f64(SCRUB as f64 / rate.max(1) as f64);
+        if serving.unit.scrub(SCRUB, now, &mut serving.outlet) {
+            serving.scrubbing.pass = now + plan.every;
+        }
+        serving.outlet.flush(&self.shared);
     }
 
     fn inbox_is_empty(&self) -> bool {
@@ -253,7 +308,10 @@ impl Home {
                 self.pump_waiting(serving);
                 serving.worked = false;
             }
-            let deadline = serving.unit.next_deadline();
+            if !rest {
+                self.scrub(serving);
+            }
+            let deadline = serving.unit.next_deadline().min(self.scrub_due(serving));
             drop(guard);
             let until_deadline = deadline.since(self.shared.clock.now());
             self.park(rest, until_deadline.max(Duration::from_micros(50)));
@@ -293,7 +351,7 @@ fn dispatch(unit: &mut Unit<FileDisk>, outlet: &mut Outlet, now: Time, message: 
             unit.effect(now, to, key, outcome, value, outlet);
         }
         Message::Checkpoint => unit.request_checkpoints(now, true, outlet),
-        Message::Hello { .. } | Message::Reply { .. } | Message::Turn { .. } => {}
+        Message::Hello { .. } | Message::Reply { .. } | Message::Turn { .. } | Message::Scrub { .. } => {}
     }
 }
 

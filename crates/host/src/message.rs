@@ -66,6 +66,10 @@ pub(crate) enum Message<'a> {
     },
     /// Please take a checkpoint of every partition that ran since its last one.
     Checkpoint,
+    /// Please compare everything with its checksums and between the copies, at this rate.
+    Scrub {
+        bytes_per_second: u64,
+    },
 }
 
 impl<'a> Message<'a> {
@@ -134,6 +138,10 @@ impl<'a> Message<'a> {
                 out.push(why as u8);
             }
             Message::Checkpoint => out.push(9),
+            Message::Scrub { bytes_per_second } => {
+                out.push(10);
+                out.extend_from_slice(&bytes_per_second.to_le_bytes());
+            }
         }
         let len = (out.len() - start - 4) as u32;
         out[start..start + 4].copy_from_slice(&len.to_le_bytes());
@@ -209,6 +217,7 @@ impl<'a> Message<'a> {
                     .ok_or(Malformed { field: "turned", offset: r.offset() })?,
             },
             9 => Message::Checkpoint,
+            10 => Message::Scrub { bytes_per_second: r.u64("rate")? },
             _ => return Err(Malformed { field: "tag", offset: 0 }),
         })
     }
@@ -257,6 +266,7 @@ mod tests {
             Message::Reply { session, seq, outcome: Outcome::Refused, bytes: b"r" },
             Message::Turn { session, seq, why: Turned::TooOld },
             Message::Checkpoint,
+            Message::Scrub { bytes_per_second: 1 << 20 },
         ];
         for message in messages {
             let mut bytes = Vec::new();

@@ -165,6 +165,9 @@ impl Shared {
                 self.checkpoints_written.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(%partition, %version, "checkpoint written");
             }
+            UnitNotice::Scrubbed { blocks, chunks, repaired, bad, .. } => {
+                tracing::info!(blocks, chunks, repaired, bad, "everything was compared once");
+            }
             other => tracing::warn!(notice = ?other, "notice"),
         }
         let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
@@ -379,7 +382,7 @@ impl Node {
         let now = shared.clock.now();
         let mut outlet = home.outlet();
         let application = app.application();
-        let (unit, report) = if root.is_new {
+        let (mut unit, report) = if root.is_new {
             let identity = Identity {
                 store: root.store,
                 lineage: root.lineage,
@@ -395,6 +398,7 @@ impl Node {
             let open = OpenOptions { read_only: false, degraded: options.degraded, ..OpenOptions::default() };
             Unit::open(disks, open, application, &witness, &ending, now, &mut outlet)?
         };
+        unit.open_event_log(shared.clock.now(), &report);
         outlet.flush(shared);
         home.install(unit, outlet);
         Ok(report)
@@ -484,11 +488,23 @@ impl Node {
         self.shared.notices.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect()
     }
 
+    /// Drops what was set aside, and waits until that is durable.
     pub(crate) fn drop_set_aside(&self, partition: PartitionId, position: Position) -> bool {
         let directory = self.shared.map.directory_of(partition);
         let home = directory.and_then(|directory| self.shared.home(directory));
-        home.and_then(|home| home.with_unit(|unit, _, _| unit.drop_set_aside(partition, position)))
-            .unwrap_or(false)
+        let dropped = home.and_then(|home| {
+            home.with_unit(|unit, outside, now| unit.drop_set_aside(now, partition, position, outside))
+        });
+        let patience = Duration::from_secs(30);
+        dropped.unwrap_or(false)
+            && self.wait_until(patience, |unit| !unit.is_committing() && unit.is_flushed())
+    }
+
+    /// Asks every directory for a pass over all its blocks and chunks.
+    pub(crate) fn request_scrub(&self, bytes_per_second: u64) {
+        let mut bytes = Vec::new();
+        Message::Scrub { bytes_per_second }.encode(&mut bytes);
+        self.homes.iter().for_each(|home| home.push(&bytes, true));
     }
 }
 

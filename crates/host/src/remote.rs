@@ -149,6 +149,14 @@ impl RemoteClient {
         Message::Checkpoint.encode(&mut bytes);
         self.links.iter().for_each(|link| link.send(&bytes));
     }
+
+    /// Asks every worker to compare all it has with its checksums and between the copies. Each
+    /// directory writes a `scrubbed` event at the end.
+    pub fn request_scrub(&self, bytes_per_second: u64) {
+        let mut bytes = Vec::new();
+        Message::Scrub { bytes_per_second }.encode(&mut bytes);
+        self.links.iter().for_each(|link| link.send(&bytes));
+    }
 }
 
 impl Drop for RemoteClient {

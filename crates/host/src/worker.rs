@@ -265,7 +265,7 @@ fn converse(stream: UnixStream, shared: &Arc<Shared>, peers: &Peers, store: u64)
             if !greeted {
                 return None;
             }
-            if let Message::Checkpoint = message {
+            if let Message::Checkpoint | Message::Scrub { .. } = message {
                 shared.homes().for_each(|home| home.push(raw, true));
                 continue;
             }
