@@ -91,6 +91,8 @@ pub struct App {
     degraded: bool,
     allow_unsuitable: bool,
     scrub: ScrubPlan,
+    watchdog: Option<Duration>,
+    segment_len: u64,
 }
 
 impl Default for App {
@@ -117,7 +119,18 @@ impl App {
             degraded: false,
             allow_unsuitable: false,
             scrub: ScrubPlan::default(),
+            watchdog: None,
+            segment_len: 64 << 20,
         }
+    }
+
+    /// Ends the process (`abort`) when a handler does not come back within `patience`; whoever starts
+    /// it again finds the input set aside the second time. Worker processes need none: their
+    /// supervisor does that after five seconds.
+    #[must_use]
+    pub fn watchdog(mut self, patience: Duration) -> Self {
+        self.watchdog = Some(patience);
+        self
     }
 
     /// Adds an actor kind. Two kinds of one name are an error when the application is opened.
@@ -167,6 +180,16 @@ impl App {
         self
     }
 
+    /// Bytes of a log segment in a store that is created (default 64 MiB; a multiple of 4 KiB). Each
+    /// journal directory has at least two, which are filled with zeroes when they are made: small
+    /// ones make a small store quickly, large ones a log with fewer roll-overs. An existing store
+    /// keeps what it was created with.
+    #[must_use]
+    pub fn segment_len(mut self, bytes: u64) -> Self {
+        self.segment_len = bytes;
+        self
+    }
+
     /// Keeps a second copy of everything in this directory, meant to be on another disk.
     #[must_use]
     pub fn mirror(mut self, mirror: impl Into<PathBuf>) -> Self {
@@ -207,7 +230,9 @@ impl App {
         let options = NodeOptions {
             degraded: self.degraded,
             allow_unsuitable: self.allow_unsuitable,
+            segment_len: self.segment_len,
             directories: None,
+            watchdog: self.watchdog,
         };
         (options, self.mirror.clone())
     }
@@ -341,6 +366,16 @@ impl Runtime {
     pub fn inline_drives(&self) -> u64 {
         let homes = self.node.homes().iter();
         homes.map(|home| home.inline_drives.load(std::sync::atomic::Ordering::Relaxed)).sum()
+    }
+
+    /// Visits every journal: number of its last durable commit, and bytes of journal in use.
+    pub(crate) fn each_store(&self, visit: &mut dyn FnMut(u64, u64)) {
+        for home in self.node.homes() {
+            home.with_unit(|unit, _, _| {
+                let store = unit.store();
+                visit(store.durable().0, store.status().bytes);
+            });
+        }
     }
 
     /// An orderly stop: everything is checkpointed, so that the next start replays nothing. True

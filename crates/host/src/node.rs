@@ -269,8 +269,12 @@ pub(crate) struct Node {
 pub(crate) struct NodeOptions {
     pub(crate) degraded: bool,
     pub(crate) allow_unsuitable: bool,
+    /// Of a store that is created.
+    pub(crate) segment_len: u64,
     /// The directories this process serves; `None` = all.
     pub(crate) directories: Option<Vec<DirectoryId>>,
+    /// End the process when a home makes no progress for this long.
+    pub(crate) watchdog: Option<Duration>,
 }
 
 impl Node {
@@ -333,6 +337,11 @@ impl Node {
             let thread = std::thread::Builder::new().name(name).spawn(move || served.serve());
             node.threads.push(thread.map_err(RootError::Thread)?);
         }
+        if let Some(patience) = options.watchdog {
+            let homes: Vec<Weak<Home>> = node.homes.iter().map(Arc::downgrade).collect();
+            let thread = std::thread::Builder::new().name("watchdog".into());
+            thread.spawn(move || watch(&homes, patience)).map_err(RootError::Thread)?;
+        }
         Ok(node)
     }
 
@@ -367,8 +376,9 @@ impl Node {
         let page = RunningPage::open(&root.running_page(directory)).map_err(RootError::RunningPage)?;
         let previous = page.read_previous();
         let page = Arc::new(page);
+        let seen = Arc::clone(&page);
         let witness: WitnessFactory = Arc::new(move |partition: PartitionId| {
-            Box::new(PageWitness { page: Arc::clone(&page), slot: usize::from(partition.0) })
+            Box::new(PageWitness { page: Arc::clone(&seen), slot: usize::from(partition.0) })
         });
         let ending = |partition: PartitionId| Ending {
             running: Some(
@@ -391,7 +401,7 @@ impl Node {
                 meta: root.map.encode(),
             };
             let map = Arc::clone(&root.map);
-            let options = Options::default();
+            let options = Options { segment_len: options.segment_len, ..Options::default() };
             let unit = Unit::create(disks, identity, options, map, application, &witness, now, &mut outlet)?;
             (unit, OpenReport::default())
         } else {
@@ -399,6 +409,17 @@ impl Node {
             Unit::open(disks, open, application, &witness, &ending, now, &mut outlet)?
         };
         unit.open_event_log(shared.clock.now(), &report);
+        if !previous.is_empty() {
+            // Who was running is written down now; only then may the page forget it, or a second
+            // end before the first run would count one evidence twice.
+            let clock = &shared.clock;
+            while unit.failure().is_none() && !(unit.is_flushed() && !unit.is_committing()) {
+                unit.pump_waiting(&mut || clock.now(), &mut outlet);
+            }
+            for (slot, _) in &previous {
+                page.clear(*slot);
+            }
+        }
         outlet.flush(shared);
         home.install(unit, outlet);
         Ok(report)
@@ -512,6 +533,26 @@ impl Drop for Node {
     fn drop(&mut self) {
         if !self.shared.closed.load(Ordering::SeqCst) {
             self.end();
+        }
+    }
+}
+
+/// Ends the process when a handler does not come back: its input stands in the running page, and is
+/// set aside when that happens twice.
+fn watch(homes: &[Weak<Home>], patience: Duration) {
+    let mut seen = vec![(0, Instant::now()); homes.len()];
+    loop {
+        std::thread::sleep(patience.min(Duration::from_millis(200)));
+        let now = Instant::now();
+        for (home, seen) in homes.iter().zip(&mut seen) {
+            let Some(home) = home.upgrade() else { return };
+            let (turns, waits) = home.progress();
+            if !waits || turns != seen.0 {
+                *seen = (turns, now);
+            } else if now.duration_since(seen.1) >= patience {
+                tracing::error!(directory = %home.directory, ?patience, "no progress: ending the process");
+                std::process::abort();
+            }
         }
     }
 }

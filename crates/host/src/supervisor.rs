@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// This many ends in a row before `ready`, and a worker is given up.
 pub const START_FAILURES: u32 = 5;
+/// A worker that gives up within this time after it was ready has not outlived its trouble.
+const SOON: Duration = Duration::from_secs(10);
 /// More ends than this within [`INTENSITY_WINDOW`], and a worker is given up.
 pub const INTENSITY: usize = 600;
 /// See [`INTENSITY`].
@@ -53,6 +55,9 @@ struct WorkerState {
     last_sign: Instant,
     starts: u32,
     failures_in_a_row: u32,
+    ready_at: Option<Instant>,
+    /// It said itself that it cannot go on.
+    gave_up: bool,
     ends: VecDeque<Instant>,
     reason: Option<String>,
     notices: Vec<String>,
@@ -151,6 +156,8 @@ impl App {
                     last_sign: Instant::now(),
                     starts: 0,
                     failures_in_a_row: 0,
+                    ready_at: None,
+                    gave_up: false,
                     ends: VecDeque::new(),
                     reason: None,
                     notices: Vec::new(),
@@ -199,8 +206,15 @@ fn monitor(worker: &Worker, plan: &Plan, stopping: &AtomicBool) {
         state.input = None;
         state.pid = 0;
         let now = Instant::now();
-        state.failures_in_a_row =
-            if state.phase == Phase::Starting { state.failures_in_a_row + 1 } else { 0 };
+        // A store that fails again soon after each start (a full disk) is no crash to be outlived.
+        let soon = state.ready_at.is_none_or(|ready| now.duration_since(ready) < SOON);
+        let failed = state.phase == Phase::Starting || (state.gave_up && soon);
+        state.failures_in_a_row = if failed { state.failures_in_a_row + 1 } else { 0 };
+        if !state.gave_up {
+            state.reason = None;
+        }
+        state.gave_up = false;
+        state.ready_at = None;
         state.ends.push_back(now);
         while state.ends.front().is_some_and(|end| now.duration_since(*end) > INTENSITY_WINDOW) {
             state.ends.pop_front();
@@ -254,7 +268,7 @@ fn hear(worker: &Worker, line: &str) {
         ("ready", _) => {
             state.phase = Phase::Serving;
             state.last_sign = Instant::now();
-            state.reason = None;
+            state.ready_at = Some(Instant::now());
         }
         ("beat", rest) => {
             let mut numbers = rest.split(' ').map(|word| word.parse::<u64>().unwrap_or(0));
@@ -266,7 +280,10 @@ fn hear(worker: &Worker, line: &str) {
                 state.phase = if writes { Phase::Checkpointing } else { Phase::Serving };
             }
         }
-        ("failed", why) => state.reason = Some(why.to_owned()),
+        ("failed", why) => {
+            state.reason = Some(why.to_owned());
+            state.gave_up = true;
+        }
         ("notice", text) => {
             /// Old ones make room; all of them are in the worker's event log.
             const KEPT: usize = 256;
