@@ -5,7 +5,9 @@
 //! (recovery does).
 //!
 //! Invariants:
-//! - The checksum stands first and covers all the other 4,088 bytes, so a torn block is not sound.
+//! - The checksum stands first and covers the rest of the header, and with it the hash of the payload,
+//!   so a torn block is not sound. The payload is hashed when it is filled, not when it is sealed:
+//!   a commit waits for the one before it meanwhile, and what sealing takes nobody can overlap.
 //! - A block names its place (directory, generation, block number), so a misdirected one is not
 //!   sound where it landed, and an old one in a recycled file is known to be old.
 //!
@@ -29,6 +31,7 @@ const CHECKSUM: usize = 8;
 /// Comparing with it is far faster than looking at each byte.
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
 const FIRST_RECORD_AT: usize = 62;
+const PAYLOAD_HASH_AT: usize = 88;
 
 /// What makes a block one of this journal directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,11 +103,17 @@ pub fn first_record(block: &[u8]) -> u16 {
     u16_at(block, FIRST_RECORD_AT)
 }
 
-/// Fills in the header of a block whose payload stands already, and returns its checksum.
+/// Notes the hash of a payload that is complete; [`seal`] leaves the note alone.
+pub fn finish(block: &mut [u8]) {
+    let hash = xxh3(&block[HEADER..]);
+    block[PAYLOAD_HASH_AT..HEADER].copy_from_slice(&hash.to_le_bytes());
+}
+
+/// Fills in the header of a block whose payload was [`finish`]ed, and returns its checksum.
 /// `header.first_record` is written as given.
 pub fn seal(block: &mut [u8], home: &Home, header: &Header) -> u64 {
     debug_assert_eq!(block.len(), BLOCK);
-    let mut raw = [0u8; HEADER];
+    let mut raw = [0u8; PAYLOAD_HASH_AT];
     raw[8..12].copy_from_slice(&MAGIC.to_le_bytes());
     raw[12..14].copy_from_slice(&VERSION.to_le_bytes());
     // 14..16 are the flags.
@@ -121,8 +130,9 @@ pub fn seal(block: &mut [u8], home: &Home, header: &Header) -> u64 {
     raw[64..72].copy_from_slice(&header.watermark.0.to_le_bytes());
     raw[72..80].copy_from_slice(&header.previous.to_le_bytes());
     raw[80..82].copy_from_slice(&home.directory.0.to_le_bytes());
-    block[..HEADER].copy_from_slice(&raw);
-    let checksum = xxh3(&block[CHECKSUM..]);
+    // 82..88 are reserved.
+    block[..PAYLOAD_HASH_AT].copy_from_slice(&raw);
+    let checksum = xxh3(&block[CHECKSUM..HEADER]);
     block[..CHECKSUM].copy_from_slice(&checksum.to_le_bytes());
     checksum
 }
@@ -164,12 +174,15 @@ pub fn judge(block: &[u8], home: &Home, place: Place) -> Found {
     if u32_at(block, 8) != MAGIC {
         return if *block == ZEROS { Found::Blank } else { Found::Damaged };
     }
-    if checksum(block) != xxh3(&block[CHECKSUM..]) {
+    if checksum(block) != xxh3(&block[CHECKSUM..HEADER]) {
         return Found::Damaged;
     }
     let (version, flags) = (u16_at(block, 12), u16_at(block, 14));
     if version != VERSION || flags != 0 {
         return Found::Unsupported { version, flags };
+    }
+    if u64_at(block, PAYLOAD_HASH_AT) != xxh3(&block[HEADER..]) {
+        return Found::Damaged;
     }
     let ours = Home {
         store: StoreId(u64_at(block, 16)),
@@ -226,6 +239,7 @@ mod tests {
 
     fn sealed() -> Vec<u8> {
         let mut block = vec![0x5A; BLOCK];
+        finish(&mut block);
         let checksum = seal(&mut block, &HOME, &header());
         assert_eq!(super::checksum(&block), checksum);
         block
@@ -267,7 +281,7 @@ mod tests {
         for (at, flip, version, flags) in [(12, 3, 2, 0), (14, 1, 1, 1)] {
             let mut block = sealed();
             block[at] ^= flip;
-            let checksum = xxh3(&block[CHECKSUM..]);
+            let checksum = xxh3(&block[CHECKSUM..HEADER]);
             block[..CHECKSUM].copy_from_slice(&checksum.to_le_bytes());
             assert_eq!(judge(&block, &HOME, header().place), Found::Unsupported { version, flags });
         }

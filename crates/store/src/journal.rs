@@ -4,7 +4,8 @@
 //! Never submits anything (the store does).
 //!
 //! Invariants:
-//! - A record is encoded once, straight into the aligned buffer that is written.
+//! - A record is encoded once, straight into the aligned buffer that is written. A block that is full
+//!   is hashed, and copied for the mirror, while it is warm and the commit before is on its way.
 //! - Positions of a log are consecutive; the check costs one indexed look-up, no map.
 //! - A segment is needed while any log has a record in it at or above that log's low mark; segments
 //!   go only from the front.
@@ -27,6 +28,10 @@ pub const INDEX_LEFT_OUT: u32 = u32::MAX;
 #[derive(Debug, Default)]
 pub struct CommitBuffer {
     buffer: AlignedBuffer,
+    /// The same for the other copy; holds the finished blocks.
+    twin: Option<AlignedBuffer>,
+    /// Blocks that are full, hashed and copied.
+    finished: usize,
     /// Where the next byte goes; a multiple of the block size before a block is begun.
     at: usize,
     payload: usize,
@@ -55,10 +60,12 @@ pub struct Seal {
 }
 
 impl CommitBuffer {
-    /// Begins a commit in `buffer`; `index` says what the commit before it holds, `None` when that
-    /// would take too much room.
-    pub fn begin(&mut self, buffer: AlignedBuffer, index: Option<&[Extent]>) {
+    /// Begins a commit in `buffer`, and in `twin` too when there is another copy; `index` says what the
+    /// commit before it holds, `None` when that would take too much room.
+    pub fn begin(&mut self, buffer: AlignedBuffer, twin: Option<AlignedBuffer>, index: Option<&[Extent]>) {
         self.buffer = buffer;
+        self.twin = twin;
+        self.finished = 0;
         self.at = 0;
         self.payload = 0;
         self.records = 0;
@@ -130,6 +137,7 @@ impl CommitBuffer {
     /// Steps over the header of the next block when the last one is full.
     fn enter_block(&mut self) {
         if self.at.is_multiple_of(BLOCK) {
+            self.finish_blocks();
             if self.at + BLOCK > self.buffer.len() {
                 let grown = (self.buffer.len() * 2).max(16 * BLOCK);
                 self.buffer.set_len(grown);
@@ -152,13 +160,34 @@ impl CommitBuffer {
         }
     }
 
-    /// Fills in the headers. Gives the bytes to write and the hash of the commit.
-    pub fn seal(&mut self, home: &Home, seal: &Seal) -> (AlignedBuffer, u64) {
+    /// Hashes and copies the blocks up to where the next byte goes.
+    fn finish_blocks(&mut self) {
+        while self.finished * BLOCK < self.at {
+            let range = self.finished * BLOCK..(self.finished + 1) * BLOCK;
+            block::finish(&mut self.buffer[range.clone()]);
+            if let Some(twin) = self.twin.as_mut() {
+                if twin.len() < range.end {
+                    twin.set_len(self.buffer.len());
+                }
+                twin[range.clone()].copy_from_slice(&self.buffer[range]);
+            }
+            self.finished += 1;
+        }
+    }
+
+    /// Fills in the headers. Gives the bytes to write, those for the other copy if the commit was
+    /// begun with a place for them, and the hash of the commit.
+    pub fn seal(&mut self, home: &Home, seal: &Seal) -> (AlignedBuffer, Option<AlignedBuffer>, u64) {
         let count = self.blocks();
-        let mut buffer = std::mem::take(&mut self.buffer);
         // The bytes behind the last record are the buffer's earlier content.
-        buffer[self.at..count * BLOCK].fill(0);
+        self.buffer[self.at..count * BLOCK].fill(0);
+        self.finish_blocks();
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut twin = self.twin.take();
         buffer.set_len(count * BLOCK);
+        if let Some(twin) = twin.as_mut() {
+            twin.set_len(count * BLOCK);
+        }
         self.checksums.clear();
         for (index, block) in buffer.chunks_exact_mut(BLOCK).enumerate() {
             let used =
@@ -176,8 +205,12 @@ impl CommitBuffer {
                 previous: seal.previous,
             };
             self.checksums.extend_from_slice(&block::seal(block, home, &header).to_le_bytes());
+            if let Some(twin) = twin.as_mut() {
+                let at = index * BLOCK;
+                twin[at..at + block::HEADER].copy_from_slice(&block[..block::HEADER]);
+            }
         }
-        (buffer, xxh3(&self.checksums))
+        (buffer, twin, xxh3(&self.checksums))
     }
 }
 
@@ -377,6 +410,7 @@ mod tests {
         fn what_is_pushed_is_read_back_through_the_block_headers(
             lens in proptest::collection::vec(0usize..9000, 0..20),
             entries in 0usize..600,
+            twin: bool,
         ) {
             let index: Vec<_> = (0..entries)
                 .map(|n| Extent { log: LogId(n as u16), first: Position(n as u64), count: 3 })
@@ -385,7 +419,7 @@ mod tests {
             // Old content must not show through.
             let mut old = AlignedBuffer::zeroed(2 * BLOCK);
             old.fill(0xEE);
-            commit.begin(old, Some(&index));
+            commit.begin(old, twin.then(AlignedBuffer::default), Some(&index));
             let payloads: Vec<Vec<u8>> = lens.iter().map(|&len| vec![len as u8; len]).collect();
             let records: Vec<_> = payloads.iter().zip(1..).map(|(payload, n)| Record {
                 log: LogId(1), position: Position(n), epoch: Epoch(1), kind: 2, schema: 3, payload,
@@ -397,7 +431,9 @@ mod tests {
                 place: Place { generation: Generation(4), number: 10 },
                 epoch: Epoch(5), commit: CommitSeq(6), watermark: CommitSeq(5), previous: 1,
             };
-            let (bytes, hash) = commit.seal(&HOME, &seal);
+            let (bytes, other, hash) = commit.seal(&HOME, &seal);
+            prop_assert_eq!(other.is_some(), twin);
+            prop_assert!(other.is_none_or(|other| other == bytes));
             prop_assert_eq!(hash, commit_hash(&bytes));
             let mut last_used = 0;
             for (n, block) in bytes.chunks_exact(BLOCK).enumerate() {

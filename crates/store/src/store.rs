@@ -639,12 +639,19 @@ impl<D: Disk> Store<D> {
     }
 
     fn begin_open(&mut self, index: &[record::Extent]) {
+        let buffer = self.empty_buffer();
+        let twin = (self.mirror.copies.live().count() > 1).then(|| self.empty_buffer());
+        let capacity = self.mirror.state.segment_blocks() as usize * PAYLOAD;
+        let index = (index_bytes(index.len()) <= capacity / 4).then_some(index);
+        self.open.begin(buffer, twin, index);
+    }
+
+    /// A pooled buffer at its full length.
+    fn empty_buffer(&mut self) -> AlignedBuffer {
         let mut buffer = self.pool.pop().unwrap_or_default();
         let len = buffer.capacity() / BLOCK * BLOCK;
         buffer.set_len(len);
-        let capacity = self.mirror.state.segment_blocks() as usize * PAYLOAD;
-        let index = (index_bytes(index.len()) <= capacity / 4).then_some(index);
-        self.open.begin(buffer, index);
+        buffer
     }
 
     /// Closes the commit that is being filled and begins the next one, which says what it holds.
@@ -705,30 +712,28 @@ impl<D: Disk> Store<D> {
             number: seal.place.number,
             previous: seal.previous,
         });
-        let (bytes, hash) = buffer.seal(&self.home, &seal);
+        let (bytes, twin, hash) = buffer.seal(&self.home, &seal);
         self.previous = hash;
         let offset = u64::from(segment.used) * BLOCK as u64;
         segment.used += blocks as u32;
         segment.note(&buffer.extents, &mut self.logs);
         self.shells.push(buffer);
-        let mut bytes = Some(bytes);
+        let (mut bytes, mut twin) = (Some(bytes), twin);
         let live: Vec<CopyIndex> = self.mirror.copies.live().collect();
         for (at, &copy) in live.iter().enumerate() {
             let Some(file) = segment.files[copy] else { continue };
-            let data = if at + 1 == live.len() { bytes.take() } else { None };
-            let data = data.unwrap_or_else(|| {
-                let mut copied = self.pool.pop().unwrap_or_default();
-                let source = bytes.as_deref().unwrap_or_default();
-                copied.set_len(source.len());
-                copied.copy_from_slice(source);
-                copied
-            });
+            let data = if at + 1 == live.len() { bytes.take() } else { twin.take() };
+            let data = data.unwrap_or_else(|| AlignedBuffer::copy_of(bytes.as_deref().unwrap_or_default()));
             let op = Op::Write { file, offset, data, durable: true };
             flight.tickets.push((copy, self.mirror.copies.submit(copy, Owner::Journal, Lane::Commit, op)));
         }
         flight.blocks = blocks as u32;
         if matches!(self.refusing, Some(StoreError::NoSpace { .. })) {
             self.refusing = None;
+        }
+        if let Some(twin) = twin {
+            // The copy that it was for is out meanwhile.
+            self.give_back(twin);
         }
         self.run_upkeep();
     }

@@ -690,7 +690,7 @@ fn row_26_a_block_of_an_unknown_version_is_refused_by_name() {
     let mut bytes = drives[0].file(SEG).unwrap();
     let block = &mut bytes[2 * 4096..3 * 4096];
     block[12] = 9;
-    let checksum = rallypoint_base::hash::xxh3(&block[8..]);
+    let checksum = rallypoint_base::hash::xxh3(&block[8..96]);
     block[..8].copy_from_slice(&checksum.to_le_bytes());
     drives[0].put_file(SEG, &bytes);
     let refused = reopen(&drives).unwrap_err();
