@@ -261,7 +261,8 @@ pub struct Partition {
     inner_reply: Vec<u8>,
     inner_parcel: Vec<u8>,
     touched: Vec<usize>,
-    current: String,
+    /// Whom the run is at, for the evidence should it panic.
+    current: (u32, String),
     inner_refusals: Vec<String>,
     witness: Box<dyn Witness>,
     leftover: Vec<u8>,
@@ -320,7 +321,7 @@ impl Partition {
             inner_reply: Vec::new(),
             inner_parcel: Vec::new(),
             touched: Vec::new(),
-            current: String::new(),
+            current: (0, String::new()),
             inner_refusals: Vec::new(),
             witness,
             leftover: Vec::new(),
@@ -1218,13 +1219,18 @@ impl Partition {
                     self.tables[table].1.abort_run();
                 }
                 let text = panic_text(&*panic);
-                (Outcome::SetAside, format!("{} panicked: {text}", self.current))
+                (Outcome::SetAside, format!("{} panicked: {text}", self.current_actor()))
             }
         };
         for &table in &self.touched {
             self.tables[table].1.commit_run();
         }
         result
+    }
+
+    fn current_actor(&self) -> String {
+        let (kind, key) = &self.current;
+        format!("{} {key}", self.setup.registry.name(*kind).unwrap_or("an actor of an unknown kind"))
     }
 
     /// Nothing is left of the run but what its asker and its client are told.
@@ -1266,11 +1272,9 @@ impl Partition {
     }
 
     fn perform_one(&mut self, parcel: &Parcel<'_>, outer: bool) -> Outcome {
-        let name = self.setup.registry.name(parcel.kind);
-        self.current.clear();
-        self.current.push_str(name.unwrap_or("an actor of an unknown kind"));
-        self.current.push(' ');
-        self.current.push_str(parcel.key);
+        self.current.0 = parcel.kind;
+        self.current.1.clear();
+        self.current.1.push_str(parcel.key);
         let mut reply =
             if outer { std::mem::take(&mut self.reply) } else { std::mem::take(&mut self.inner_reply) };
         reply.clear();
@@ -1280,7 +1284,7 @@ impl Partition {
             self.run.answer(asker, outcome == Outcome::Applied, value);
         } else if outcome != Outcome::Applied {
             let text = if outcome == Outcome::Failed { String::from_utf8_lossy(&reply) } else { "".into() };
-            self.inner_refusals.push(format!("{} refused: {text}", self.current));
+            self.inner_refusals.push(format!("{} refused: {text}", self.current_actor()));
         }
         if outer {
             self.reply = reply;

@@ -10,6 +10,7 @@
 //! A session's id carries the second it was opened in (upper 32 bits), so that a retry which comes
 //! after its session was forgotten is recognised without remembering anything.
 
+use crate::short::ShortBytes;
 use rallypoint_base::id::{InputSeq, Position, SessionId};
 use rallypoint_base::limits::SESSION_TTL;
 use rallypoint_base::time::Time;
@@ -24,7 +25,7 @@ pub(crate) struct Kept {
     pub(crate) position: Position,
     /// [`crate::command::Outcome`] as a number.
     pub(crate) outcome: u8,
-    pub(crate) bytes: Box<[u8]>,
+    pub(crate) bytes: ShortBytes,
 }
 
 #[derive(Clone, Debug)]
@@ -146,6 +147,15 @@ impl Sessions {
 
 impl Session {
     fn find(&self, seq: InputSeq) -> Result<usize, usize> {
+        // Inputs of a session usually come in order and without gaps.
+        let (Some(first), Some(last)) = (self.kept.front(), self.kept.back()) else { return Err(0) };
+        if seq > last.seq {
+            return Err(self.kept.len());
+        }
+        let at = seq.0.saturating_sub(first.seq.0) as usize;
+        if self.kept.get(at).is_some_and(|kept| kept.seq == seq) {
+            return Ok(at);
+        }
         self.kept.binary_search_by_key(&seq, |kept| kept.seq)
     }
 
@@ -164,7 +174,12 @@ mod tests {
     use super::*;
 
     fn kept(seq: u64) -> Kept {
-        Kept { seq: InputSeq(seq), position: Position(seq), outcome: 0, bytes: Box::default() }
+        Kept {
+            seq: InputSeq(seq),
+            position: Position(seq),
+            outcome: 0,
+            bytes: ShortBytes::from(&[seq as u8; 30][..seq as usize % 30]),
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@
 use crate::actor::{Actor, Cx, Signal};
 use crate::codec::{self, Codec, CodecError, Encoded};
 use crate::run::{Run, RunError};
+use crate::short::ShortBytes;
 use hashbrown::HashTable;
 use rallypoint_base::hash::xxh3;
 use rallypoint_base::limits::MESSAGE_BYTES;
@@ -67,7 +68,7 @@ pub(crate) trait Table: Send {
 }
 
 struct Slot<A> {
-    key: Box<str>,
+    key: ShortBytes,
     state: A,
     stamp: u32,
 }
@@ -126,7 +127,7 @@ impl<A: Actor> TypedTable<A> {
     }
 
     fn find(&self, key: &str) -> Option<u32> {
-        self.index.find(xxh3(key.as_bytes()), |&slot| &*self.slot(slot).key == key).copied()
+        self.index.find(xxh3(key.as_bytes()), |&slot| *self.slot(slot).key == *key.as_bytes()).copied()
     }
 
     fn create(&mut self, key: &str) -> u32 {
@@ -135,12 +136,11 @@ impl<A: Actor> TypedTable<A> {
             self.chunks.push(Vec::with_capacity(CHUNK));
         }
         if let Some(chunk) = self.chunks.last_mut() {
-            chunk.push(Slot { key: key.into(), state: A::default(), stamp: 0 });
+            chunk.push(Slot { key: key.as_bytes().into(), state: A::default(), stamp: 0 });
         }
         self.len += 1;
         let chunks = &self.chunks;
-        let hash_of =
-            |slot: &u32| xxh3(chunks[*slot as usize / CHUNK][*slot as usize % CHUNK].key.as_bytes());
+        let hash_of = |slot: &u32| xxh3(&chunks[*slot as usize / CHUNK][*slot as usize % CHUNK].key);
         self.index.insert_unique(xxh3(key.as_bytes()), slot, hash_of);
         slot
     }
@@ -148,7 +148,7 @@ impl<A: Actor> TypedTable<A> {
     /// Takes back the creation of the newest slot.
     fn uncreate(&mut self, slot: u32) {
         debug_assert_eq!(slot + 1, self.len, "undo runs from the newest to the oldest");
-        let hash = xxh3(self.slot(slot).key.as_bytes());
+        let hash = xxh3(&self.slot(slot).key);
         if let Ok(entry) = self.index.find_entry(hash, |&other| other == slot) {
             entry.remove();
         }
@@ -173,9 +173,9 @@ impl<A: Actor> TypedTable<A> {
         if encoded.schema == A::SCHEMA { encoded.decode() } else { A::migrate_message(encoded) }
     }
 
-    fn encode_entry(key: &str, state: &A, kind: u32, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    fn encode_entry(key: &[u8], state: &A, kind: u32, out: &mut Vec<u8>) -> Result<(), CodecError> {
         out.extend_from_slice(&kind.to_le_bytes());
-        put_bytes(out, key.as_bytes());
+        put_bytes(out, key);
         let at = out.len();
         out.extend_from_slice(&[0; 4]);
         codec::encode(A::CODEC, A::SCHEMA, state, out)?;
@@ -381,7 +381,8 @@ impl<A: Actor> Table for TypedTable<A> {
         for entry in self.chunks.iter().flatten() {
             bytes.clear();
             if codec::encode(Codec::Named, A::SCHEMA, &entry.state, &mut bytes).is_ok() {
-                visit(&entry.key, &bytes);
+                // It was a str when it was put there.
+                visit(std::str::from_utf8(&entry.key).unwrap_or_default(), &bytes);
             }
         }
     }
