@@ -10,6 +10,7 @@ mod output_commit;
 mod pressure;
 mod refusals;
 mod replay;
+mod rollback;
 mod sessions;
 mod snapshot;
 mod timers;

@@ -106,7 +106,8 @@ fn write_while_changing(seed: u64, fail: bool) -> (u64, u64) {
         assert_eq!(loaded.digest(), replayed.digest());
         assert_eq!(loaded.channels(), replayed.channels());
         assert_eq!((loaded.position(), loaded.log_tail()), (replayed.position(), replayed.log_tail()));
-        if world.random.chance(1, 5) {
+        // A small image is written full each time, but for the first one after a restart.
+        if base.is_none() || world.random.chance(1, 5) {
             world.bounce(0);
         }
     }
@@ -117,17 +118,17 @@ fn write_while_changing(seed: u64, fail: bool) -> (u64, u64) {
 #[test]
 fn a_checkpoint_written_in_pieces_while_actors_change_is_the_state_at_its_cut() {
     let (mut full, mut increments) = (0, 0);
-    for seed in 0..20 {
+    for seed in 0..6 {
         println!("seed {seed}");
         let (f, i) = write_while_changing(seed, false);
         (full, increments) = (full + f, increments + i);
     }
-    assert!(full > 50 && increments > 200, "{full} full, {increments} increments");
+    assert!(full > 30 && increments > 80, "{full} full, {increments} increments");
 }
 
 #[test]
 fn a_failed_checkpoint_is_followed_by_a_full_one_and_nothing_is_missing() {
-    for seed in 100..120 {
+    for seed in 100..106 {
         println!("seed {seed}");
         write_while_changing(seed, true);
     }

@@ -21,7 +21,7 @@ use rallypoint_engine::record::{InputRecord, Source, kind};
 use rallypoint_rollback::pessimistic::Pessimistic;
 use rallypoint_rollback::protocol::Protocol;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -93,6 +93,17 @@ pub(crate) struct Node {
     pub writing: Option<Image>,
     pub page: Page,
     pub max_kept: usize,
+    /// How the last holder ended.
+    pub ending: Ending,
+}
+
+impl Node {
+    /// The identity of the last input, when its record is not durable.
+    fn last_run_lost(&self) -> Option<u64> {
+        let rec = self.log[self.durable..].iter().rev().find(|rec| rec.kind == kind::INPUT)?;
+        let record = InputRecord::decode(&rec.payload).unwrap();
+        Some(record.source.identity(record.parcel))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -121,6 +132,10 @@ pub(crate) struct World {
     pub notices: Vec<(PartitionId, Notice)>,
     /// What left too early, or twice and differently. Empty, or the engine is wrong.
     pub wrongs: Vec<String>,
+    /// How often each fault and each way back was taken.
+    pub counts: BTreeMap<&'static str, u64>,
+    /// Inputs that were running at a crash: chaos ends no worker twice during one input.
+    killed: BTreeSet<u64>,
     /// Answers of these sessions are of read-only questions and have no record.
     pub readers: Vec<SessionId>,
 }
@@ -150,6 +165,8 @@ impl World {
             performed: Vec::new(),
             notices: Vec::new(),
             wrongs: Vec::new(),
+            counts: BTreeMap::new(),
+            killed: BTreeSet::new(),
             readers: Vec::new(),
         };
         for index in 0..partitions {
@@ -161,6 +178,7 @@ impl World {
                 writing: None,
                 page: Page::default(),
                 max_kept: 0,
+                ending: Ending::default(),
             });
             world.restart(index, &Ending::default());
         }
@@ -199,16 +217,27 @@ impl World {
         self.nodes[index].partition.is_some()
     }
 
+    pub(crate) fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
     // ------------------------------------------------------------ crash and return
 
     /// Ends the worker: what was not durable is gone. Gives what the witness saw.
     pub(crate) fn crash(&mut self, index: usize) -> Ending {
+        self.count("crash");
         let node = &mut self.nodes[index];
         node.partition = None;
-        node.writing = None;
+        if node.writing.take().is_some() {
+            *self.counts.entry("crash while a checkpoint is written").or_default() += 1;
+        }
+        if node.log.len() > node.durable {
+            *self.counts.entry("records lost").or_default() += 1;
+        }
         node.log.truncate(node.durable);
         let running = node.page.0.swap(0, Ordering::SeqCst);
-        Ending { running: Some(if running == 0 { Vec::new() } else { vec![running] }) }
+        node.ending = Ending { running: Some(if running == 0 { Vec::new() } else { vec![running] }) };
+        node.ending.clone()
     }
 
     /// Ends the worker in the middle of this run, which leaves no trace but on the page.
@@ -267,6 +296,11 @@ impl World {
             && partition.digest() != digest
         {
             self.wrongs.push(format!("p{index} came back as another one at {}", partition.log_tail()));
+        }
+        match self.chain(index).len() {
+            0 => self.count("replay from the beginning"),
+            1 => self.count("restore of a full image"),
+            _ => self.count("restore of a chain"),
         }
         self.nodes[index].partition = Some(partition);
         let ending = ending.clone();
@@ -341,6 +375,9 @@ impl World {
                         self.wrongs.push(format!("{session} {seq} was answered differently"));
                     }
                     answers.push(answer);
+                    if answers.len() > 1 {
+                        self.count("answered from the table");
+                    }
                 }
                 Command::Turn { session, seq, why } => self.turns.push((session, seq, why)),
                 Command::Perform { key, name, payload, .. } => {
@@ -385,8 +422,11 @@ impl World {
             if !self.durable_inputs(index, |record| reached(record, ssn)) {
                 self.wrongs.push(format!("p{index} sends {ssn} to {to}, whose cause is not in its log"));
             }
-            let ledger =
-                self.frames.entry((PartitionId(index as u16), to, ssn)).or_insert_with(|| parcel.clone());
+            let key = (PartitionId(index as u16), to, ssn);
+            if self.frames.contains_key(&key) {
+                self.count("frame sent again");
+            }
+            let ledger = self.frames.entry(key).or_insert_with(|| parcel.clone());
             if *ledger != parcel {
                 self.wrongs.push(format!("p{index} sends {ssn} to {to} again, with other bytes"));
             }
@@ -640,10 +680,15 @@ pub(crate) fn chaos_step(world: &mut World, clients: &[Client], faults: bool) {
         25..55 if !world.network.is_empty() => {
             let at = world.random.below(world.network.len() as u64) as usize;
             let packet = world.network.swap_remove(at);
+            if at > 0 {
+                world.count("packet overtook");
+            }
             if faults && world.random.chance(1, 10) {
-                return; // lost
+                world.count("packet lost");
+                return;
             }
             if faults && world.random.chance(1, 5) {
+                world.count("packet doubled");
                 world.network.push(packet.clone());
             }
             world.deliver(packet);
@@ -666,13 +711,23 @@ pub(crate) fn chaos_step(world: &mut World, clients: &[Client], faults: bool) {
         }
         90..93 if world.is_up(index) => world.request_checkpoint(index),
         93..96 if faults && world.is_up(index) => {
-            let ending = world.crash(index);
+            // Now and then it dies in the middle of an input that will come again.
+            let running = world.nodes[index].last_run_lost().filter(|id| !world.killed.contains(id));
+            let ending = match running {
+                Some(identity) if world.random.chance(1, 3) => {
+                    world.count("crash in the middle of a run");
+                    world.killed.insert(identity);
+                    world.kill_during(index, identity)
+                }
+                _ => world.crash(index),
+            };
             if world.random.chance(1, 2) {
                 world.restart(index, &ending);
             }
         }
         96..98 if !world.is_up(index) => {
-            world.restart(index, &Ending::default());
+            let ending = world.nodes[index].ending.clone();
+            world.restart(index, &ending);
         }
         _ => {}
     }
@@ -682,7 +737,8 @@ pub(crate) fn chaos_step(world: &mut World, clients: &[Client], faults: bool) {
 pub(crate) fn heal(world: &mut World, clients: &[Client]) {
     for index in 0..world.nodes.len() {
         if !world.is_up(index) {
-            world.restart(index, &Ending::default());
+            let ending = world.nodes[index].ending.clone();
+            world.restart(index, &ending);
         }
     }
     for _ in 0..200 {
