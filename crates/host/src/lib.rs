@@ -13,5 +13,6 @@ pub mod os;
 pub mod remote;
 pub mod root;
 mod sockets;
+pub mod store_tools;
 pub mod supervisor;
 pub mod worker;

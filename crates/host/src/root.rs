@@ -14,6 +14,7 @@ use crate::os::lock::LockError;
 use rallypoint_base::id::{DirectoryId, Lineage, StoreId};
 use rallypoint_engine::map::{Map, MapError};
 use rallypoint_engine::unit::OpenError;
+use rallypoint_store::superblock;
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
@@ -151,8 +152,29 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     digits.chunks(2).map(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok()).collect()
 }
 
+fn title() -> String {
+    format!("rallypoint store format {FORMAT}")
+}
+
 fn read_marker(dir: &Path) -> Result<Option<Marker>, RootError> {
-    let place = dir.join(MARKER);
+    read_titled(&dir.join(MARKER), &title())
+}
+
+/// Reads a marker of another title: store and map. `None` when there is none.
+pub(crate) fn read_identity(place: &Path, title: &str) -> Result<Option<(StoreId, Map)>, RootError> {
+    let Some(marker) = read_titled(place, title)? else { return Ok(None) };
+    let map = Map::decode(&marker.map)
+        .map_err(|_| RootError::Marker { place: place.to_owned(), found: "a damaged map".into() })?;
+    Ok(Some((StoreId(marker.store), map)))
+}
+
+/// Writes what [`read_identity`] reads, durably.
+pub(crate) fn write_identity(place: &Path, title: &str, store: StoreId, map: &Map) -> Result<(), RootError> {
+    write_synced(place, &format!("{title}\nid {:016x}\nmap {}\n", store.0, hex(&map.encode())))
+}
+
+fn read_titled(place: &Path, title: &str) -> Result<Option<Marker>, RootError> {
+    let place = place.to_owned();
     let text = match fs::read(&place) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -160,16 +182,103 @@ fn read_marker(dir: &Path) -> Result<Option<Marker>, RootError> {
     };
     let parse = || -> Option<Marker> {
         let mut lines = text.lines();
-        let format: u32 = lines.next()?.strip_prefix("rallypoint store format ")?.parse().ok()?;
+        let titled = lines.next()? == title;
         let store = u64::from_str_radix(lines.next()?.strip_prefix("id ")?, 16).ok()?;
         let map = unhex(lines.next()?.strip_prefix("map ")?)?;
-        (format == FORMAT).then_some(Marker { store, map })
+        titled.then_some(Marker { store, map })
     };
     let shown: String = text.chars().take(80).collect();
     parse().map(Some).ok_or(RootError::Marker { place, found: shown })
 }
 
+/// What a survey found wrong with the markers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MarkerTrouble {
+    /// The copy of the root that it stands in.
+    pub place: PathBuf,
+    /// What is wrong.
+    pub what: &'static str,
+}
+
 impl Root {
+    /// Finds a store whose markers may be damaged or missing: identity and map stand in each
+    /// superblock too. For tools that repair; nothing is changed.
+    ///
+    /// # Errors
+    /// [`RootError`] when there is no store, or the two are not one.
+    pub fn survey(dir: &Path, mirror: Option<&Path>) -> Result<(Self, Vec<MarkerTrouble>), RootError> {
+        let mut best: Option<(StoreId, Map)> = None;
+        let (mut troubles, mut damaged) = (Vec::new(), None);
+        let places: Vec<&Path> = [Some(dir), mirror].into_iter().flatten().collect();
+        for &place in &places {
+            let marker = match read_marker(place) {
+                Ok(marker) => marker,
+                Err(error @ RootError::Marker { .. }) => {
+                    troubles.push(MarkerTrouble { place: place.to_owned(), what: "the marker is damaged" });
+                    damaged = Some(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let Some(marker) = marker else {
+                troubles.push(MarkerTrouble { place: place.to_owned(), what: "the marker is missing" });
+                continue;
+            };
+            let Ok(map) = Map::decode(&marker.map) else {
+                troubles.push(MarkerTrouble {
+                    place: place.to_owned(),
+                    what: "the map in the marker is damaged",
+                });
+                continue;
+            };
+            if best.as_ref().is_some_and(|(store, _)| *store != StoreId(marker.store)) {
+                return Err(RootError::Foreign { place: dir.to_owned(), mirror: place.to_owned() });
+            }
+            best.get_or_insert((StoreId(marker.store), map));
+        }
+        if best.is_none() {
+            best = places.iter().find_map(|place| from_superblocks(place));
+        }
+        let Some((store, map)) = best else {
+            return Err(damaged.unwrap_or(RootError::Missing { place: dir.to_owned() }));
+        };
+        let root = Self {
+            dir: dir.to_owned(),
+            mirror: mirror.map(Path::to_owned),
+            store,
+            lineage: Lineage(0),
+            map: Arc::new(map),
+            is_new: false,
+        };
+        Ok((root, troubles))
+    }
+
+    /// Begins a store of a known identity and map in an absent or empty directory (for a restore).
+    ///
+    /// # Errors
+    /// [`RootError`]; nothing that was there is changed.
+    pub fn begin(dir: &Path, mirror: Option<&Path>, store: StoreId, map: Map) -> Result<Self, RootError> {
+        for place in [Some(dir), mirror].into_iter().flatten() {
+            Self::prepare(place, map.directory_count())?;
+        }
+        Ok(Self {
+            dir: dir.to_owned(),
+            mirror: mirror.map(Path::to_owned),
+            store,
+            lineage: Lineage(random64(3)),
+            map: Arc::new(map),
+            is_new: true,
+        })
+    }
+
+    /// Writes the marker of one copy (again).
+    ///
+    /// # Errors
+    /// [`RootError::Io`].
+    pub fn write_marker(&self, place: &Path) -> Result<(), RootError> {
+        write_identity(&place.join(MARKER), &title(), self.store, &self.map)
+    }
+
     /// Finds a store, or begins a new one where `create` gives the counts of partitions and
     /// directories and the directory is empty or absent.
     ///
@@ -253,13 +362,8 @@ impl Root {
     /// # Errors
     /// [`RootError::Io`].
     pub fn finish_creation(&self) -> Result<(), RootError> {
-        let text = format!(
-            "rallypoint store format {FORMAT}\nid {:016x}\nmap {}\n",
-            self.store.0,
-            hex(&self.map.encode())
-        );
         for place in [Some(&self.dir), self.mirror.as_ref()].into_iter().flatten() {
-            write_synced(&place.join(MARKER), &text)?;
+            self.write_marker(place)?;
             let creating = place.join(CREATING);
             fs::remove_file(&creating).map_err(io_error("removing", &creating))?;
         }
@@ -279,6 +383,24 @@ impl Root {
         let place = copies.iter().find(|path| path.exists()).unwrap_or(&copies[0]);
         place.join(crate::os::running_page::RUNNING_NAME)
     }
+}
+
+/// Identity and map as the first readable superblock has them.
+fn from_superblocks(place: &Path) -> Option<(StoreId, Map)> {
+    if place.join(CREATING).exists() {
+        return None; // never finished being created
+    }
+    let mut names: Vec<PathBuf> = fs::read_dir(place)
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(is_journal_name))
+        .collect();
+    names.sort();
+    names.iter().find_map(|path| {
+        let bytes = fs::read(path.join(superblock::FILE)).ok()?;
+        let best = superblock::judge(&bytes).ok()?.best.ok()?;
+        Some((best.store, Map::decode(&best.meta).ok()?))
+    })
 }
 
 fn is_journal_name(name: &str) -> bool {

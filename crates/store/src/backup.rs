@@ -21,7 +21,7 @@ mod restore;
 mod source;
 
 pub use index::{Entry, Index, IndexError};
-pub use restore::{RestoreError, RestoreReport, restore};
+pub use restore::{RestoreError, RestoreReport, read, restore, restore_until};
 
 use crate::checkpoint::{FileKind, Manifest, ReadError, ScanError, file_name};
 use crate::copies::Copies;

@@ -34,6 +34,7 @@ mod marks;
 mod read;
 mod repair;
 mod scan;
+mod verify;
 mod versions;
 mod write;
 
@@ -44,6 +45,7 @@ pub use manifest::{
 pub use marks::{DropError, MarkError};
 pub use read::{ReadError, ScrubCursor};
 pub use scan::{Finding, ScanError, ScanMode};
+pub use verify::Rot;
 pub use versions::{ChainError, VersionInfo, VersionState};
 pub use write::{Begin, FailReason, WriteError};
 

@@ -46,6 +46,16 @@ fn holder_text(pid: Option<u32>) -> String {
     pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
 }
 
+/// Who holds the lock, as far as it wrote itself down. (An observer does not: then the name is that of
+/// somebody who is gone.)
+fn holder(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    // The holder may be about to write; an unreadable name is no reason to say less.
+    file.read_to_string(&mut text).ok()?;
+    let pid = text.trim().parse().ok()?;
+    Path::new(&format!("/proc/{pid}")).exists().then_some(pid)
+}
+
 /// The lock of one directory; held until it is dropped or the process ends.
 #[derive(Debug)]
 pub struct DirectoryLock {
@@ -70,10 +80,7 @@ impl DirectoryLock {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let mut text = String::new();
-                // The holder may be about to write; an unreadable name is no reason to say less.
-                let pid = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
-                return Err(LockError::InUse { directory: directory.to_owned(), pid });
+                return Err(LockError::InUse { directory: directory.to_owned(), pid: holder(&mut file) });
             }
             Err(TryLockError::Error(source)) => return Err(unusable(source)),
         }
@@ -82,6 +89,27 @@ impl DirectoryLock {
         file.rewind().and_then(|()| file.write_all(text.as_bytes())).map_err(unusable)?;
         file.set_len(text.len() as u64).map_err(unusable)?;
         Ok(Self { directory: directory.to_owned(), _file: file })
+    }
+
+    /// Locks an existing directory without changing a byte of it: for whoever only reads, also on a
+    /// read-only file system. `None` when it was never locked, so that nobody can have it.
+    ///
+    /// # Errors
+    /// [`LockError::InUse`] when another holder has it.
+    pub fn observe(directory: &Path) -> Result<Option<Self>, LockError> {
+        let unusable = |source| LockError::Unusable { directory: directory.to_owned(), source };
+        let mut file = match File::open(directory.join(LOCK_NAME)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(unusable(error)),
+        };
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self { directory: directory.to_owned(), _file: file })),
+            Err(TryLockError::WouldBlock) => {
+                Err(LockError::InUse { directory: directory.to_owned(), pid: holder(&mut file) })
+            }
+            Err(TryLockError::Error(source)) => Err(unusable(source)),
+        }
     }
 
     /// The locked directory.

@@ -15,8 +15,10 @@ use crate::error::StoreError;
 use crate::record::Record;
 use crate::recovery::RecoverError;
 use crate::store::{Identity, OpenOptions, Options, Store, StoreEvent};
+use crate::verify::{Visitor, verify_all};
 use rallypoint_base::id::{Lineage, LogId, Position, StoreId, Version};
 use rallypoint_base::time::Time;
+use std::collections::BTreeMap;
 use thiserror::Error;
 
 /// Why a backup could not be restored. The new directories hold rubbish then: remove them.
@@ -84,6 +86,23 @@ pub fn restore<B: Disk, D: Disk>(
     lineage: Lineage,
     options: Options,
 ) -> Result<RestoreReport, RestoreError> {
+    restore_until(backup, which, disks, lineage, options, &BTreeMap::new())
+}
+
+/// Like [`restore`], but takes of each log only what stands at or before its position in `until` (and
+/// everything of a log that has none there). So directories whose images were taken at different
+/// instants are brought to one consistent cut.
+///
+/// # Errors
+/// [`RestoreError`], also when a log's records begin behind every checkpoint that the cut leaves.
+pub fn restore_until<B: Disk, D: Disk>(
+    backup: B,
+    which: Option<u64>,
+    disks: Vec<D>,
+    lineage: Lineage,
+    options: Options,
+    until: &BTreeMap<LogId, Position>,
+) -> Result<RestoreReport, RestoreError> {
     let (backup, index) = choose(backup, which)?;
     if index.lineage == lineage {
         return Err(RestoreError::SameLineage { lineage });
@@ -103,8 +122,14 @@ pub fn restore<B: Disk, D: Disk>(
     let meta = mounted.identity().meta.clone();
     let identity = Identity { store: index.store, lineage, directory: index.directory, copies, meta };
     let mut to = Store::create(disks, identity, Options { segment_len: index.segment_len, ..options })?;
+    let is_in = |log, position| until.get(&log).is_none_or(|&until| position <= until);
     let mut records = 0;
+    let mut firsts: BTreeMap<LogId, Position> = BTreeMap::new();
     let mut write = |record: &Record<'_>| -> Result<(), StoreError> {
+        firsts.entry(record.log).or_insert(record.position);
+        if !is_in(record.log, record.position) {
+            return Ok(());
+        }
         records += 1;
         to.append(record)?;
         if to.pending_bytes() >= options.commit_max { drain(&mut to) } else { Ok(()) }
@@ -119,7 +144,17 @@ pub fn restore<B: Disk, D: Disk>(
     drain(&mut to)?;
 
     let mut target = CheckpointStore::empty(CheckpointIdentity { store: index.store, lineage });
-    let versions: Vec<VersionInfo> = from.logs().flat_map(|log| from.versions(log).to_vec()).collect();
+    let mut versions: Vec<VersionInfo> = from.logs().flat_map(|log| from.versions(log).to_vec()).collect();
+    // An increment is newer than what it builds on, so no chain is broken in its middle.
+    versions.retain(|info| is_in(info.manifest.log, info.manifest.position));
+    for (&log, &first) in &firsts {
+        let covered = versions.iter().filter(|info| info.manifest.log == log);
+        let covered = covered.map(|info| info.manifest.position).max().unwrap_or_default();
+        if first > covered.next() {
+            let why = format!("{log}: no checkpoint at or before {:?} reaches {first}", until.get(&log));
+            return Err(damaged(why));
+        }
+    }
     for info in &versions {
         copy_version(&mut source, &mut from, &mut to, &mut target, info)?;
     }
@@ -131,10 +166,34 @@ pub fn restore<B: Disk, D: Disk>(
         from: index.lineage,
         lineage,
         taken: index.created,
-        logs: index.logs,
+        logs: index
+            .logs
+            .into_iter()
+            .map(|(log, last)| (log, until.get(&log).map_or(last, |&u| u.min(last))))
+            .collect(),
         checkpoints: versions.iter().map(|info| (info.manifest.log, info.manifest.version)).collect(),
         records,
     })
+}
+
+/// Shows what a backup holds, through the recovery of a store, and gives its index. (The visitor's
+/// headers are those of all checkpoints in it.)
+///
+/// # Errors
+/// [`RestoreError`] when it is damaged.
+pub fn read<B: Disk>(
+    backup: B,
+    which: Option<u64>,
+    visitor: &mut dyn Visitor,
+) -> Result<Index, RestoreError> {
+    let (backup, index) = choose(backup, which)?;
+    let damaged = |why: String| RestoreError::Damaged { why };
+    let disks = vec![View::new(backup, &index.entries)];
+    let report = verify_all(disks, false, visitor).map_err(|error| damaged(error.to_string()))?;
+    if let Some(lost) = report.journal.journal.lost.first() {
+        return Err(damaged(lost.to_string()));
+    }
+    Ok(index)
 }
 
 fn choose<B: Disk>(backup: B, which: Option<u64>) -> Result<(B, Index), RestoreError> {
