@@ -417,6 +417,11 @@ impl<D: Disk> Unit<D> {
         application: Application,
         map: Arc<Map>,
     ) -> Self {
+        let mut checkpoints = checkpoints;
+        for member in &members {
+            // The protocol may want to go back to any of them, until it says otherwise.
+            checkpoints.keep_from(LogId::from(member.partition.id()), Version(0));
+        }
         Self {
             store,
             checkpoints,
@@ -929,7 +934,10 @@ impl<D: Disk> Unit<D> {
                     self.begin_checkpoint(index, version, position, epoch, full, header, now, outside);
                 }
                 Command::Restore { version, epoch } => self.roll_back(index, version, epoch, now, outside),
-                Command::Forget { .. } => self.collect_due = true,
+                Command::Forget { version } => {
+                    self.checkpoints.keep_from(LogId::from(from), version);
+                    self.collect_due = true;
+                }
                 Command::Control { to: Peer::Partition(to), bytes: span } if self.index(to).is_some() => {
                     self.inner.push_back(Inner::Control { from, to, bytes: bytes[span].to_vec() });
                 }
@@ -1126,16 +1134,9 @@ impl<D: Disk> Unit<D> {
         let member = &mut self.members[index];
         let (id, log) = (member.partition.id(), LogId::from(member.partition.id()));
         if let Some(version) = version {
-            self.checkpoints.abort(self.store.copies(), log);
             member.writing = None;
-            let undone: Vec<Version> =
-                self.checkpoints.versions(log).iter().map(|info| info.manifest.version).collect();
-            let mut trouble = None;
-            for undone in undone.into_iter().rev().filter(|&undone| undone > version) {
-                if let Err(error) = self.checkpoints.drop_version(self.store.copies(), log, undone) {
-                    trouble = Some(error.to_string());
-                }
-            }
+            let undone = self.checkpoints.undo_after(self.store.copies(), log, version);
+            let mut trouble = undone.err().map(|error| error.to_string());
             member.partition.begin_rollback();
             if version > Version(0) && trouble.is_none() {
                 trouble = Self::restore_version(

@@ -68,6 +68,8 @@ pub struct CheckpointStore {
     logs: BTreeMap<LogId, Vec<VersionInfo>>,
     /// Highest version of which any file was ever seen, so that none is used again.
     highest: BTreeMap<LogId, Version>,
+    /// Versions from here on may be gone back to, whatever newer ones there are.
+    floors: BTreeMap<LogId, Version>,
     /// Names on any copy that nobody needs.
     garbage: BTreeSet<String>,
     /// Versions whose manifest no copy can give back.
@@ -157,6 +159,7 @@ impl CheckpointStore {
             identity,
             logs: BTreeMap::new(),
             highest: BTreeMap::new(),
+            floors: BTreeMap::new(),
             garbage: BTreeSet::new(),
             unreadable: BTreeSet::new(),
             writers: BTreeMap::new(),

@@ -191,13 +191,45 @@ impl CheckpointStore {
         if first == Some(version) || second == Some(version) {
             return Err(DropError::Relied { log, version });
         }
-        let failed = info.failed_restores;
+        Ok(self.remove_version(copies, log, version)?)
+    }
+
+    /// Removes every version above `version`, newest first, because the rollback protocol went back
+    /// to it: what they hold never happened. Durable when it returns; a crash on the way leaves an
+    /// older newest version. One that is being written is given up.
+    ///
+    /// # Errors
+    /// [`MarkError`].
+    pub fn undo_after<D: Disk>(
+        &mut self,
+        copies: &mut Copies<D>,
+        log: LogId,
+        version: Version,
+    ) -> Result<(), MarkError> {
+        self.abort(copies, log);
+        let versions = self.versions(log).iter().map(|info| info.manifest.version);
+        let undone: Vec<Version> = versions.filter(|&found| found > version).collect();
+        for undone in undone.into_iter().rev() {
+            self.remove_version(copies, log, undone)?;
+        }
+        Ok(())
+    }
+
+    fn remove_version<D: Disk>(
+        &mut self,
+        copies: &mut Copies<D>,
+        log: LogId,
+        version: Version,
+    ) -> Result<(), MarkError> {
+        let info = self.version(log, version).ok_or(MarkError::Unknown { log, version })?;
+        let (failed, pinned) = (info.failed_restores, info.pinned);
         self.mark(copies, log, version, FileKind::Manifest, false)?;
         if let Some(versions) = self.logs.get_mut(&log) {
             versions.retain(|info| info.manifest.version != version);
         }
         self.garbage.insert(file_name(log, version, FileKind::Part));
         self.garbage.extend((1..=failed).map(|n| file_name(log, version, FileKind::Failed(n))));
+        self.garbage.extend(pinned.then(|| file_name(log, version, FileKind::Pinned)));
         Ok(())
     }
 

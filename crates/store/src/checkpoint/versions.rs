@@ -167,6 +167,12 @@ impl CheckpointStore {
             .unwrap_or_default()
     }
 
+    /// Says which versions of a log a rollback protocol may still go back to: `floor` and all above
+    /// it stay, beside those that recovery rests on. Forgotten when the store is opened anew.
+    pub fn keep_from(&mut self, log: LogId, floor: Version) {
+        self.floors.insert(log, floor);
+    }
+
     /// The versions that collection leaves alone.
     pub(crate) fn kept(&self, log: LogId) -> BTreeSet<Version> {
         let all = self.versions(log).iter().map(|info| info.manifest.version);
@@ -176,8 +182,10 @@ impl CheckpointStore {
         // What is being written builds on something; and what is newer than the second chain is
         // evidence (quarantined, damaged) of why that chain may be needed soon.
         let base = self.writers.get(&log).and_then(|writer| writer.manifest.base);
-        let recent = all.filter(|&version| version > second && !self.is_usable(log, version));
-        for tip in pinned.chain([first, second]).chain(base).chain(recent) {
+        let recent = all.clone().filter(|&version| version > second && !self.is_usable(log, version));
+        let floor = self.floors.get(&log).copied();
+        let wanted = all.clone().filter(|&version| floor.is_some_and(|floor| version >= floor));
+        for tip in pinned.chain([first, second]).chain(base).chain(recent).chain(wanted) {
             kept.insert(tip);
             kept.extend(self.chain(log, tip).unwrap_or_default());
         }
