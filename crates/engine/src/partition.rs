@@ -213,6 +213,8 @@ struct CheckpointState {
     needs_full: bool,
     increments: u32,
     runs: u64,
+    /// Runs that the checkpoint being written took over.
+    runs_cut: u64,
     bytes: u64,
     /// Content bytes of the checkpoint being written, and of the last full one.
     written: u64,
@@ -309,6 +311,7 @@ impl Partition {
                 needs_full: true,
                 increments: 0,
                 runs: 0,
+                runs_cut: 0,
                 bytes: 0,
                 written: 0,
                 full_bytes: u64::MAX,
@@ -1672,7 +1675,7 @@ impl Partition {
         let version = self.checkpoint.last.next();
         self.checkpoint.last = version;
         self.checkpoint.writing = Some(version);
-        self.checkpoint.runs = 0;
+        self.checkpoint.runs_cut = std::mem::take(&mut self.checkpoint.runs);
         self.checkpoint.bytes = 0;
         self.checkpoint.written = 0;
         if full {
@@ -1777,6 +1780,8 @@ impl Partition {
     /// The checkpoint being written was given up; the next one is full.
     pub fn checkpoint_failed(&mut self, detail: String, out: &mut Outbox) {
         self.checkpoint.writing = None;
+        // They are in no checkpoint after all: whoever asks must hear that one is due.
+        self.checkpoint.runs += std::mem::take(&mut self.checkpoint.runs_cut);
         self.checkpoint.needs_full = true;
         for (_, table) in &mut self.tables {
             table.end_cut(false);
