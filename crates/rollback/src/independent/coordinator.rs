@@ -6,7 +6,7 @@
 
 use super::RESEND;
 use super::message::{Message, Recovery};
-use crate::cut::{Cut, Histories, Point};
+use crate::cut::{Cut, Histories, History, Point};
 use crate::line::{NoLine, recovery_line, stable_line};
 use crate::protocol::{Command, Event, Peer, Protocol};
 use rallypoint_base::id::{Epoch, PartitionId, Version};
@@ -214,7 +214,7 @@ impl Coordinator {
         self.send_round(out);
     }
 
-    fn report(&mut self, from: PartitionId, history: crate::cut::History, out: &mut Vec<Command>) {
+    fn report(&mut self, from: PartitionId, history: History, out: &mut Vec<Command>) {
         match &self.phase {
             Phase::Gathering => match self.histories.get(&from) {
                 // Two incarnations answered one query; only a new round tells which one lives.
@@ -287,6 +287,9 @@ impl Coordinator {
             history.set_current(None);
         }
         for &partition in &self.partitions {
+            // After a restart nothing is known. One that has no checkpoint will not announce any, so
+            // its initial state must count: with it the line is at worst too low.
+            self.histories.entry(partition).or_insert_with(History::initial);
             self.send(partition, &Message::Resume { round: self.epoch }, out);
         }
         self.advance(None, out);

@@ -308,7 +308,10 @@ impl Independent {
             Phase::Restored => self.tell(&Message::Restarted, out),
             Phase::Reported => self.report(out),
             Phase::RolledBack => self.tell(&Message::RolledBack { round: self.round }, out),
-            Phase::Running if self.is_unheard() => self.announce(out),
+            // The line may have moved and the word of it been lost.
+            Phase::Running if self.is_unheard() || self.history.newest() > Some(self.stable) => {
+                self.announce(out);
+            }
             Phase::RollingBack | Phase::Running => {}
         }
     }
