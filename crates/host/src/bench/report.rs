@@ -18,20 +18,25 @@ pub struct Report {
     pub rows: Vec<Row>,
 }
 
-/// What a ratio must be.
+/// What a ratio or a figure must be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Must {
     /// At least this part of the limit (a rate).
     AtLeast(f64),
     /// At most this multiple of the limit (a time).
     AtMost(f64),
+    /// The figure itself is at least this.
+    ValueAtLeast(f64),
+    /// The figure itself is at most this.
+    ValueAtMost(f64),
 }
 
 impl Must {
-    fn holds(self, ratio: f64) -> bool {
+    /// Of the ratio or of the figure, whichever is judged.
+    fn holds(self, judged: f64) -> bool {
         match self {
-            Self::AtLeast(bound) => ratio >= bound,
-            Self::AtMost(bound) => ratio <= bound,
+            Self::AtLeast(bound) | Self::ValueAtLeast(bound) => judged >= bound,
+            Self::AtMost(bound) | Self::ValueAtMost(bound) => judged <= bound,
         }
     }
 }
@@ -41,6 +46,8 @@ impl fmt::Display for Must {
         match self {
             Self::AtLeast(bound) => write!(f, ">= {bound}"),
             Self::AtMost(bound) => write!(f, "<= {bound}"),
+            Self::ValueAtLeast(bound) => write!(f, "value >= {bound}"),
+            Self::ValueAtMost(bound) => write!(f, "value <= {bound}"),
         }
     }
 }
@@ -64,7 +71,7 @@ pub struct Row {
     pub limit: Option<f64>,
     /// The figure as a part of the limit: the median over the turns, not the quotient of the two.
     pub ratio: Option<f64>,
-    /// What the ratio must be.
+    /// What the ratio must be, or the value where it says so.
     pub must: Option<Must>,
     /// Whether it is; nothing where nothing is demanded or no limit could be measured.
     pub holds: Option<bool>,
@@ -76,6 +83,13 @@ impl Row {
     pub fn plain(case: impl Into<String>, value: f64, unit: &str) -> Self {
         let (case, unit) = (case.into(), unit.to_owned());
         Self { case, value, unit, limit: None, ratio: None, must: None, holds: None }
+    }
+
+    /// A figure that is judged by itself.
+    #[must_use]
+    pub fn judged(case: impl Into<String>, value: f64, unit: &str, must: Must) -> Self {
+        let row = Self::plain(case, value, unit);
+        Self { must: Some(must), holds: Some(must.holds(value)), ..row }
     }
 
     /// A figure beside its limit.
