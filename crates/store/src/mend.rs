@@ -19,6 +19,7 @@ use crate::recovery::{RecoverError, RecoveryReport};
 use crate::store::{OpenOptions, Options, Store};
 use crate::superblock::{FILE, FILE_BYTES, SLOTS};
 use rallypoint_base::buffer::AlignedBuffer;
+use rallypoint_base::limits::BLOCK;
 use std::convert::Infallible;
 
 const PIECE: usize = 1 << 20;
@@ -179,13 +180,19 @@ fn read<D: Disk>(
 ) -> Result<AlignedBuffer, StoreError> {
     let place = mirror.place(copy);
     match mirror.copies.run(copy, Lane::Bulk, Op::Read { file, offset, len }) {
-        Ok(Done::Read(data)) => Ok(data),
+        Ok(Done::Read(mut data)) => {
+            // The end of a file of odd length: direct IO writes whole blocks only.
+            let there = data.len().min(len);
+            data.set_len(len);
+            data[there..].fill(0);
+            Ok(data)
+        }
         Ok(_) => Err(StoreError::Disk { place, error: protocol_error("a file") }),
         Err(error) => Err(StoreError::Disk { place, error }),
     }
 }
 
-/// Copies one file, makes it durable, reads it back and compares.
+/// Copies one file, padded with zeros to whole blocks, makes it durable, reads it back and compares.
 fn copy_file<D: Disk>(
     mirror: &mut Mirror<D>,
     source: CopyIndex,
@@ -201,7 +208,7 @@ fn copy_file<D: Disk>(
     for verifying in [false, true] {
         let mut offset = 0;
         while offset < len {
-            let piece = PIECE.min((len - offset) as usize);
+            let piece = PIECE.min((len - offset) as usize).next_multiple_of(BLOCK);
             let data = read(mirror, source, from, offset, piece)?;
             if verifying {
                 let back = read(mirror, target, to, offset, piece)?;

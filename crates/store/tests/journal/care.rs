@@ -167,6 +167,24 @@ fn mend_fills_a_new_disk_when_told_that_the_old_one_is_gone() {
 }
 
 #[test]
+fn mend_pads_files_of_odd_length_to_whole_blocks() {
+    let (_, drives) = drives(17, 2);
+    let mut store = create(&drives, SMALL);
+    fill(&mut store, 0, 5, 1, 100);
+    drop(store);
+    for len in [1, 4095, 4096, 5000, (1 << 20) + 3] {
+        drives[0].put_file(&format!("cp-diary-{len}"), &vec![7; len]);
+    }
+    drives[1].wipe();
+    mended(&drives, MendOptions { degraded: true, keep: None });
+    for len in [1, 4095, 4096, 5000, (1 << 20) + 3] {
+        let mut expected = vec![7; len];
+        expected.resize(len.next_multiple_of(4096), 0);
+        assert!(drives[1].file(&format!("cp-diary-{len}")) == Some(expected), "{len} bytes");
+    }
+}
+
+#[test]
 fn mend_settles_a_split_brain_only_by_the_operators_word() {
     let (_, drives) = drives(312, 2);
     let mut store = create(&drives, SMALL);
