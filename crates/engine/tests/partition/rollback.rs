@@ -1,12 +1,11 @@
 //! A new epoch: what is under way from another history is not delivered, the rest exactly once.
 
 use crate::common::actors::{Account, Bank, Clock, Counter, Tick};
-use crate::common::{World, pessimistic, session};
+use crate::common::{MakeProtocol, World, pessimistic, session};
 use rallypoint_base::id::Epoch;
-use rallypoint_base::wire::Malformed;
 use rallypoint_engine::partition::{Ending, Limits};
 use rallypoint_rollback::pessimistic::Pessimistic;
-use rallypoint_rollback::protocol::{Command, Event, Protocol};
+use rallypoint_rollback::protocol::{Command, Event, Peer, Protocol};
 use std::time::Duration;
 
 fn new_epoch(world: &mut World, index: usize, epoch: u32) {
@@ -15,41 +14,48 @@ fn new_epoch(world: &mut World, index: usize, epoch: u32) {
     world.call(index, |partition, now, out| partition.rolled_back(now, None, out));
 }
 
-/// As a coordinated protocol would: paused from the start, resumed with the new epoch.
-struct ResumesAtRollback(Pessimistic);
+/// As a coordinated protocol does: everything waits after a rollback until all have rolled back.
+struct ResumesWhenTold(Pessimistic);
 
-impl Protocol for ResumesAtRollback {
+impl Protocol for ResumesWhenTold {
     fn name(&self) -> &'static str {
-        "resumes at rollback"
+        "resumes when told"
     }
     fn handle(&mut self, event: Event<'_>, out: &mut Vec<Command>) {
-        let resumes = matches!(event, Event::RolledBack { .. });
-        self.0.handle(event, out);
-        if resumes {
-            out.push(Command::Resume);
+        match event {
+            Event::RolledBack { .. } => out.push(Command::Pause),
+            Event::Control { .. } => out.push(Command::Resume),
+            _ => {}
         }
-    }
-    fn load(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
-        self.0.load(bytes)
+        self.0.handle(event, out);
     }
 }
 
 #[test]
 fn a_frame_that_waited_for_its_epoch_is_delivered_once() {
-    for protocol in
-        [pessimistic as crate::common::MakeProtocol, || Box::new(ResumesAtRollback(Pessimistic::default()))]
-    {
+    let protocols: [MakeProtocol; 2] = [pessimistic, || Box::new(ResumesWhenTold(Pessimistic::default()))];
+    for protocol in protocols {
         let mut world = World::with(2, 1, Limits::default(), protocol);
         let (here, there) = (world.key_on(0, "a"), world.key_on(1, "a"));
+        let resume = |world: &mut World, index| {
+            world.call(index, |partition, now, out| {
+                partition.handle_control(now, Peer::Coordinator, &[], out);
+            });
+        };
         new_epoch(&mut world, 0, 1);
+        resume(&mut world, 0);
         world.ask::<Account>(session(1), 1, &here, &Bank::Transfer { to: there.clone(), amount: 20 });
         world.settle();
         assert_eq!(world.state::<Account>(&there), None, "of an epoch that has not come here");
         new_epoch(&mut world, 1, 1);
-        for _ in 0..3 {
+        // It comes again, and again, before and after the rest goes on.
+        for _ in 0..2 {
             world.wait(Duration::from_secs(2));
             world.settle();
         }
+        resume(&mut world, 1);
+        world.wait(Duration::from_secs(2));
+        world.settle();
         assert_eq!(world.state::<Account>(&there), Some(Account { balance: 20 }));
         assert!((0..2).all(|index| world.partition(index).is_quiet()));
         world.assert_right();
