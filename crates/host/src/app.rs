@@ -254,7 +254,12 @@ impl App {
     /// [`RootError`]: not a store, in use, damaged beyond what can be repaired, written by another
     /// program.
     pub fn open(self, dir: impl AsRef<Path>) -> Result<Runtime, RootError> {
-        let root = self.root(dir.as_ref(), true)?;
+        self.open_or_make(dir.as_ref(), true)
+    }
+
+    /// [`App::open`]; unless `make`, a directory without a store is an error.
+    pub(crate) fn open_or_make(self, dir: &Path, make: bool) -> Result<Runtime, RootError> {
+        let root = self.root(dir, make)?;
         let (options, _) = self.options();
         let node = Node::open(&root, self.into_inner(), &options)?;
         if root.is_new {
@@ -271,6 +276,10 @@ pub struct Runtime {
 }
 
 impl Runtime {
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.node.shared.app.registry
+    }
+
     /// A client with a session of its own.
     #[must_use]
     pub fn client(&self) -> Arc<Client> {

@@ -76,6 +76,13 @@ pub enum RawAnswer {
     Turned(Turned),
 }
 
+/// Why an input has no answer: it is unknown whether it ran.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unanswered {
+    Closed(String),
+    TimedOut,
+}
+
 enum Slot {
     /// Not answered. The message is kept where the way may lose it.
     Waiting {
@@ -161,7 +168,7 @@ impl Client {
         header.encode(&mut parcel);
         let encoded = codec::encode(A::CODEC, A::SCHEMA, message, &mut parcel);
         let seq = match encoded {
-            Ok(()) => self.submit(to, read_only, &parcel),
+            Ok(()) => self.submit(to, read_only, false, &parcel),
             Err(error) => {
                 let answer = RawAnswer::Answered(Outcome::Failed, error.to_string().into_bytes());
                 let mut state = lock(&self.state);
@@ -186,7 +193,7 @@ impl Client {
         self.ask(key, message)
     }
 
-    fn submit(&self, to: PartitionId, read_only: bool, parcel: &[u8]) -> u64 {
+    fn submit(&self, to: PartitionId, read_only: bool, forget: bool, parcel: &[u8]) -> u64 {
         let keep = self.door.may_lose();
         let mut state = lock(&self.state);
         let seq = state.base + state.slots.len() as u64;
@@ -194,7 +201,7 @@ impl Client {
             to,
             session: self.session,
             seq: InputSeq(seq),
-            acknowledged_below: InputSeq(state.base),
+            acknowledged_below: InputSeq(if forget { seq + 1 } else { state.base }),
             read_only,
             parcel,
         };
@@ -285,6 +292,55 @@ impl Client {
         drop(state);
         self.answered.notify_all();
         wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Sends an encoded message as an input and waits for its answer, undecoded. `forget`: this is a
+    /// repetition whose answer is had already, so that the door need not keep it.
+    pub(crate) fn put(
+        &self,
+        to: PartitionId,
+        parcel: &[u8],
+        forget: bool,
+        patience: Duration,
+    ) -> Result<RawAnswer, Unanswered> {
+        let seq = self.submit(to, false, forget, parcel);
+        self.wait_raw(to, seq, Some(Instant::now() + patience))
+    }
+
+    fn wait_raw(
+        &self,
+        to: PartitionId,
+        seq: u64,
+        deadline: Option<Instant>,
+    ) -> Result<RawAnswer, Unanswered> {
+        loop {
+            if let Some(answer) = self.take(seq) {
+                return Ok(answer);
+            }
+            if let Some(why) = self.door.closed() {
+                return Err(Unanswered::Closed(why));
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(Unanswered::TimedOut);
+            }
+            if self.door.drive(to, &|| self.is_answered(seq)) {
+                continue;
+            }
+            let mut state = lock(&self.state);
+            if !matches!(state.slot(seq), Some(Slot::Waiting { .. })) {
+                continue;
+            }
+            // A bound, not a poll: whoever holds the unit now may leave it just before our input is
+            // seen, and the standing thread then takes over within this time.
+            let mut patience = Duration::from_millis(50);
+            if let Some(deadline) = deadline {
+                patience = patience.min(deadline.saturating_duration_since(Instant::now()));
+            }
+            state.sleepers += 1;
+            let (mut state, _) =
+                self.answered.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
+            state.sleepers -= 1;
+        }
     }
 
     fn take(&self, seq: u64) -> Option<RawAnswer> {
@@ -393,36 +449,13 @@ impl<A: Actor> Pending<A> {
     }
 
     fn wait_until(mut self, deadline: Option<Instant>) -> Result<A::Reply, AskError<A::Error>> {
-        let client = Arc::clone(&self.client);
-        loop {
-            if let Some(answer) = client.take(self.seq) {
+        match self.client.wait_raw(self.to, self.seq, deadline) {
+            Ok(answer) => {
                 self.taken = true;
-                return decode::<A>(answer);
+                decode::<A>(answer)
             }
-            if let Some(why) = client.door.closed() {
-                return Err(AskError::Closed(why));
-            }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(AskError::TimedOut);
-            }
-            let seq = self.seq;
-            if client.door.drive(self.to, &|| client.is_answered(seq)) {
-                continue;
-            }
-            let mut state = lock(&client.state);
-            if !matches!(state.slot(seq), Some(Slot::Waiting { .. })) {
-                continue;
-            }
-            // A bound, not a poll: whoever holds the unit now may leave it just before our input is
-            // seen, and the standing thread then takes over within this time.
-            let mut patience = Duration::from_millis(50);
-            if let Some(deadline) = deadline {
-                patience = patience.min(deadline.saturating_duration_since(Instant::now()));
-            }
-            state.sleepers += 1;
-            let (mut state, _) =
-                client.answered.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
-            state.sleepers -= 1;
+            Err(Unanswered::Closed(why)) => Err(AskError::Closed(why)),
+            Err(Unanswered::TimedOut) => Err(AskError::TimedOut),
         }
     }
 }

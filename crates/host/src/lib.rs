@@ -2,6 +2,7 @@
 //!
 //! Internal to `rallypoint`; no semver promise.
 
+pub mod admin;
 pub mod app;
 pub mod bench;
 pub mod client;

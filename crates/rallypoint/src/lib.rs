@@ -44,6 +44,7 @@ pub use rallypoint_engine::effect::{EffectKey, EffectOutcome, EffectValue};
 pub use rallypoint_engine::partition::Limits;
 pub use rallypoint_engine::snapshot::SetAside;
 pub use rallypoint_engine::unit::{OpenReport, UnitNotice};
+pub use rallypoint_host::admin::{Retried, RetryError};
 pub use rallypoint_host::app::{App, Runtime};
 pub use rallypoint_host::client::{AskError, Client, Pending, new_session};
 pub use rallypoint_host::remote::RemoteClient;
