@@ -7,7 +7,7 @@
 //! Invariants: `acknowledged <= transmitted <= sent`; the kept frames are exactly those with numbers
 //! in (acknowledged, sent]; a receiver delivers number n+1 only right after n.
 //!
-//! Source: the substrate of protocols.md 3.0 (a) to (d); go-back-N retransmission.
+//! Source: the substrate of docs/protocols.md 1; go-back-N retransmission.
 
 use rallypoint_base::id::{Position, Ssn};
 use rallypoint_base::time::Time;

@@ -37,7 +37,7 @@
 //! means equal message, so counters of partitions that have gone back and of those that have not
 //! may be compared.
 //!
-//! Source: `protocols.md` 3.1; Bhargava and Lian 1988; Elnozahy et al. 2002, section 3.1. The
+//! Source: `docs/protocols.md` 3.1; Bhargava and Lian 1988; Elnozahy et al. 2002, section 3.1. The
 //! recovery decision follows presumed abort: no stable RECOVERY, no recovery.
 
 mod coordinator;

@@ -11,7 +11,7 @@
 //! - A block names its place (directory, generation, block number), so a misdirected one is not
 //!   sound where it landed, and an old one in a recycled file is known to be old.
 //!
-//! Source: storage.md, fault matrix rows 1, 2, 6, 7, 21.
+//! Source: docs/FORMAT.md 3; docs/FAULTS.md, rows 1, 2, 6, 7, 21.
 
 use rallypoint_base::hash::xxh3;
 use rallypoint_base::id::{CommitSeq, DirectoryId, Epoch, Generation, Lineage, StoreId};

@@ -10,7 +10,7 @@
 //! - A segment is needed while any log has a record in it at or above that log's low mark; segments
 //!   go only from the front.
 //!
-//! Source: design.md 6; raft-engine's multiplexing; storage.md "Design that follows".
+//! Source: docs/DECISIONS/0001 and 0006; raft-engine's multiplexing.
 
 use crate::block::{self, Header, Home, Place};
 use crate::disk::FileId;

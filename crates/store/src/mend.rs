@@ -8,7 +8,7 @@
 //! back and compared, their names, and last the superblocks of all copies with the larger set. So a
 //! crash anywhere leaves a copy that refuses to be opened alone, and mending again begins anew.
 //!
-//! Source: design.md 6 (offline resync); Lampson and Sturgis 1979; fault matrix rows 13 and 14.
+//! Source: Lampson and Sturgis 1979; docs/DECISIONS/0001; docs/FAULTS.md, rows 13 and 14.
 
 use crate::copies::CopyIndex;
 use crate::disk::{Disk, DiskError, DiskErrorKind, Done, FileId, Lane, Op};

@@ -12,7 +12,7 @@
 //! - Two copies that exclude each other (both were opened `degraded`) are refused: neither epoch
 //!   says which history somebody relies on.
 //!
-//! Source: Lampson and Sturgis 1979; protocols.md 3.11; fault matrix rows 10, 12, 14, 15.
+//! Source: Lampson and Sturgis 1979; docs/FORMAT.md 5; docs/FAULTS.md, rows 10, 12, 14, 15.
 
 use crate::copies::{Copies, CopyIndex};
 use crate::disk::{Disk, DiskError, DiskErrorKind, Done, FileId, Lane, Op};

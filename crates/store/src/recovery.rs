@@ -15,7 +15,7 @@
 //!   returned is returned for ever.
 //! - Recovery is idempotent: a crash anywhere inside leaves a state that recovers to the same records.
 //!
-//! Source: Alagappan et al., "Protocol-Aware Recovery" (FAST '18); protocols.md 3.11.
+//! Source: Alagappan et al., "Protocol-Aware Recovery" (FAST '18); docs/FORMAT.md 5.
 
 use crate::block::{self, Found, Header, Home, Place};
 use crate::copies::{CopyIndex, Owner};

@@ -10,7 +10,7 @@
 //! | names undone | each create, rename, remove that no `SyncNames` covers is done or not, in any combination; a single rename is atomic | manifests are written under another name, synced, renamed, and the names synced |
 //! | sync that overtakes | a `Sync` covers only writes *completed* before it was *submitted*; the same for `SyncNames` | the contract of [`crate::disk`]; an operating system gives no more |
 //! | failed write | the n-th write; each of its blocks is old, new, or new only until the power goes | the copy is dropped, the other one has the bytes |
-//! | failed sync | the n-th sync; reads go on showing the new bytes, but no later sync makes them durable (measured on ext4, XFS and btrfs, `storage.md`) | the copy is dropped, never asked again |
+//! | failed sync | the n-th sync; reads go on showing the new bytes, but no later sync makes them durable (measured on ext4, XFS and btrfs) | the copy is dropped, never asked again |
 //! | latent sector error | a range cannot be read until it is written whole again | the other copy has the bytes |
 //! | bit rot | a flipped bit, a zeroed block | checksums, the other copy |
 //! | lost write | the n-th write is acknowledged and the old content stays | the other copy has the newer block |

@@ -16,7 +16,7 @@
 //! - A commit that needs a segment that there is no space for waits; nothing acknowledged is lost,
 //!   and nothing more is accepted until there is space.
 //!
-//! Source: design.md 5 and 6; docs/DECISIONS/0001.
+//! Source: docs/FORMAT.md; docs/DECISIONS/0001 and 0006.
 
 use crate::block::{Home, PAYLOAD, Place};
 use crate::copies::{Copies, CopyIndex, Owner, Routed};

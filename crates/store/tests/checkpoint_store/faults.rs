@@ -1,4 +1,4 @@
-//! Rows of the fault matrix (`storage.md`) that are the checkpoint store's.
+//! Rows of the fault matrix (docs/FAULTS.md) that are the checkpoint store's.
 
 use crate::rig::*;
 use rallypoint_base::id::Version;

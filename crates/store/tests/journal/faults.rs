@@ -1,4 +1,4 @@
-//! The fault matrix of `storage.md`, row by row, as far as it concerns the journal.
+//! The fault matrix (docs/FAULTS.md), row by row, as far as it concerns the journal.
 
 use crate::rig::*;
 use rallypoint_base::id::{CommitSeq, Epoch, LogId, Position};
@@ -709,7 +709,7 @@ fn a_superblock_that_went_back_in_time_is_refused_not_obeyed() {
     assert!(matches!(reopen(&drives), Err(StoreError::SuperblockBehind { .. })));
 }
 
-/// The damage test of `storage.md`: 4,096 acknowledged records of 1 KiB in commits of 64.
+/// The damage test: 4,096 acknowledged records of 1 KiB in commits of 64.
 mod damage {
     use super::*;
 
