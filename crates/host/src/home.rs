@@ -48,6 +48,8 @@ pub(crate) struct Home {
     /// True while something waits to be done.
     busy: AtomicBool,
     stopping: AtomicBool,
+    /// Nothing new runs any more: what comes is dropped, and comes again after the next start.
+    closing: AtomicBool,
     checkpointing: AtomicBool,
     /// Commits that went from sealing to reply on a caller's thread, and on the standing one.
     pub(crate) inline_drives: AtomicU64,
@@ -79,6 +81,14 @@ struct Scrubbing {
     asked: u64,
 }
 
+impl Serving {
+    /// True while a commit is on its way and will arrive: one that waits for space on a full disk does
+    /// not, and nobody may lend a thread to wait for it.
+    fn is_committing(&self) -> bool {
+        self.unit.is_committing() && self.unit.failure().is_none()
+    }
+}
+
 impl Home {
     pub(crate) fn new(directory: DirectoryId, shared: Arc<Shared>) -> Arc<Self> {
         Arc::new(Self {
@@ -91,6 +101,7 @@ impl Home {
             turns: AtomicU64::new(0),
             busy: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
             checkpointing: AtomicBool::new(false),
             inline_drives: AtomicU64::new(0),
         })
@@ -164,6 +175,12 @@ impl Home {
         self.checkpointing.load(Ordering::Relaxed)
     }
 
+    /// Lets nothing new run, so that a checkpoint can hold everything that did. Frames and effects
+    /// come again after the next start, and no client was told that its input was taken.
+    pub(crate) fn close_door(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+    }
+
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.wake();
@@ -175,6 +192,7 @@ impl Home {
         inbox.clear();
         std::mem::swap(&mut *self.inbox.lock().unwrap_or_else(PoisonError::into_inner), &mut inbox);
         self.busy.store(true, Ordering::Relaxed);
+        let closing = self.closing.load(Ordering::SeqCst);
         let now = self.shared.clock.now();
         let (unit, outlet) = (&mut serving.unit, &mut serving.outlet);
         let mut any = !inbox.is_empty();
@@ -187,20 +205,22 @@ impl Home {
                 serving.scrubbing.asked = bytes_per_second;
                 unit.want_scrub();
             }
-            dispatch(unit, outlet, now, &message);
+            if !(closing && runs_something(&message)) {
+                dispatch(unit, outlet, now, &message);
+            }
             rest = &rest[len..];
             slice += len;
             if slice >= SLICE {
                 slice = 0;
                 unit.pump(now, outlet);
                 outlet.flush(&self.shared);
-                while unit.is_full() {
+                while unit.is_full() && unit.failure().is_none() {
                     let clock = &self.shared.clock;
                     unit.pump_waiting(&mut || clock.now(), outlet);
                 }
             }
         }
-        if unit.next_deadline() <= now {
+        if !closing && unit.next_deadline() <= now {
             any = true;
             unit.tick(now, outlet);
         }
@@ -259,7 +279,7 @@ impl Home {
             if done() {
                 break;
             }
-            if serving.unit.is_committing() {
+            if serving.is_committing() {
                 self.pump_waiting(serving);
                 any = true;
             } else if self.inbox_is_empty() {
@@ -270,7 +290,7 @@ impl Home {
             }
         }
         self.inline_drives.fetch_add(1, Ordering::Relaxed);
-        let idle_only = !serving.unit.is_committing() && !serving.unit.is_checkpointing();
+        let idle_only = !serving.is_committing() && !serving.unit.is_checkpointing();
         drop(guard);
         let signal = self.signal.lock().unwrap_or_else(PoisonError::into_inner);
         let wake = signal.deep || !idle_only || !self.inbox_is_empty();
@@ -294,12 +314,12 @@ impl Home {
             let mut guard = self.lock_serving();
             let Some(serving) = guard.as_mut() else { break };
             // True until a whole turn finds nothing.
-            while self.turn(serving) || serving.unit.is_committing() {
+            while self.turn(serving) || serving.is_committing() {
                 if self.stopping.load(Ordering::SeqCst) {
                     break;
                 }
                 // With nothing else to do this thread makes the write itself, which saves two hops.
-                if serving.unit.is_committing() && self.inbox_is_empty() {
+                if serving.is_committing() && self.inbox_is_empty() {
                     self.pump_waiting(serving);
                 }
             }
@@ -331,6 +351,11 @@ impl Home {
         signal.awake = false;
         signal.deep = false;
     }
+}
+
+/// True for what a partition would write a record of.
+fn runs_something(message: &Message<'_>) -> bool {
+    matches!(message, Message::Input { .. } | Message::Frames { .. } | Message::Effect { .. })
 }
 
 fn dispatch(unit: &mut Unit<FileDisk>, outlet: &mut Outlet, now: Time, message: &Message<'_>) {

@@ -198,7 +198,8 @@ impl Shared {
             return;
         }
         queue.jobs.push_back(job);
-        if queue.idle > 0 || queue.threads >= EFFECT_THREADS {
+        // Each thread that has nothing to do takes one of the jobs that wait, and may be long about it.
+        if queue.idle >= queue.jobs.len() || queue.threads >= EFFECT_THREADS {
             drop(queue);
             self.effect_ready.notify_one();
             return;
@@ -301,6 +302,7 @@ impl Node {
         });
         let mut locks = Vec::new();
         for &directory in &wanted {
+            root.check_copies(directory, options.degraded)?;
             for path in root.copies_of(directory) {
                 if path.exists() {
                     locks.push(DirectoryLock::acquire(&path).map_err(RootError::Lock)?);
@@ -466,13 +468,29 @@ impl Node {
 
     /// An orderly stop: checkpoints, stop records, the watermark over them; then the locks go.
     pub(crate) fn close(mut self, patience: Duration) -> bool {
-        let mut orderly = self.checkpoint(patience);
+        let deadline = Instant::now() + patience;
+        self.homes.iter().for_each(|home| home.close_door());
+        // More than once, since one that was being written did not hold all, and since what travels
+        // inside a directory still arrives.
+        let mut orderly = false;
+        for _ in 0..10 {
+            orderly = self.checkpoint(deadline.saturating_duration_since(Instant::now()));
+            if !orderly || self.runs_since_cut() == 0 {
+                break;
+            }
+        }
         for home in &self.homes {
             home.with_unit(|unit, outside, now| unit.append_stops(now, outside));
         }
         orderly &= self.wait_until(patience, |unit| !unit.is_committing() && unit.is_flushed());
         self.end();
         orderly
+    }
+
+    /// Runs that no checkpoint holds.
+    fn runs_since_cut(&self) -> u64 {
+        let runs = |unit: &mut Unit<FileDisk>| unit.partitions().map(|p| p.runs_since_cut()).sum::<u64>();
+        self.homes.iter().filter_map(|home| home.with_unit(|unit, _, _| runs(unit))).sum()
     }
 
     fn end(&mut self) {

@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! DIR/rallypoint.store      marker, written last: format, store id, directories
-//! DIR/rallypoint.creating   written first, removed last: until then nothing was ever acknowledged
+//! DIR/rallypoint.creating   written first, removed last: until then nothing was ever acknowledged;
+//!                           locked by whoever creates
 //! DIR/j0, DIR/j1, ..        journal directories
 //! ```
 
@@ -15,9 +16,9 @@ use rallypoint_base::id::{DirectoryId, Lineage, StoreId};
 use rallypoint_engine::map::{Map, MapError};
 use rallypoint_engine::unit::OpenError;
 use rallypoint_store::superblock;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use thiserror::Error;
@@ -43,6 +44,14 @@ pub enum RootError {
     Missing {
         /// The directory.
         place: PathBuf,
+    },
+    /// A copy of a journal directory is not where it was.
+    #[error("{place} is missing: {advice}")]
+    DirectoryMissing {
+        /// The journal directory.
+        place: PathBuf,
+        /// What to do.
+        advice: &'static str,
     },
     /// The marker is damaged or of another release.
     #[error("{place}: the marker says {found:?}; it needs the release that wrote it, or a backup")]
@@ -111,6 +120,8 @@ pub struct Root {
     pub map: Arc<Map>,
     /// The journal directories are empty and are to be created.
     pub is_new: bool,
+    /// Held while they are: of two processes that begin at once, one does.
+    _creating: Vec<Arc<File>>,
 }
 
 fn random64(salt: u64) -> u64 {
@@ -154,6 +165,68 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 
 fn title() -> String {
     format!("rallypoint store format {FORMAT}")
+}
+
+/// Claims an empty (or half made) directory for this process: whoever holds the lock on the sign may
+/// remove what lies there.
+fn begin_creation(place: &Path) -> Result<Arc<File>, RootError> {
+    create_directory(place).map_err(io_error("creating", place))?;
+    let creating = place.join(CREATING);
+    if !creating.exists() {
+        for entry in fs::read_dir(place).map_err(io_error("listing", place))? {
+            let found = entry.map_err(io_error("listing", place))?.file_name();
+            // Another process may have come this far at the same time, or further.
+            let begun = || creating.exists() || place.join(MARKER).exists();
+            if found != CREATING && found != MARKER && !begun() {
+                let found = found.to_string_lossy().into_owned();
+                return Err(RootError::NotOurs { place: place.to_owned(), found });
+            }
+        }
+    }
+    let open = File::options().read(true).write(true).create(true).truncate(false).open(&creating);
+    let mut file = open.map_err(io_error("creating", &creating))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            let read = file.read_to_string(&mut text).ok();
+            let pid = read.and_then(|_| text.rsplit(' ').next()?.trim().parse().ok());
+            return Err(RootError::Lock(LockError::InUse { directory: place.to_owned(), pid }));
+        }
+        Err(TryLockError::Error(error)) => return Err(io_error("locking", &creating)(error)),
+    }
+    let text = format!("a store is being created here by process {}\n", std::process::id());
+    let written =
+        file.set_len(0).and_then(|()| file.write_all(text.as_bytes())).and_then(|()| file.sync_all());
+    written.map_err(io_error("writing", &creating))?;
+    sync_directory(place)?;
+    Ok(Arc::new(file))
+}
+
+/// The first copy has its marker and the mirror has only the sign of its creation: that was cut short
+/// between the two. Everything in the mirror counts, so it must not be taken for half made when the
+/// first disk is lost one day.
+fn finish_mirror(dir: &Path, mirror: &Path, marker: &Marker) -> Result<(), RootError> {
+    let creating = mirror.join(CREATING);
+    if !creating.exists() || read_marker(dir)?.is_none() {
+        return Ok(());
+    }
+    let file = match File::open(&creating) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io_error("reading", &creating)(error)),
+    };
+    if file.try_lock().is_err() {
+        return Ok(()); // whoever creates it lives and is about to finish
+    }
+    if read_marker(mirror)?.is_none() {
+        let text = format!("{}\nid {:016x}\nmap {}\n", title(), marker.store, hex(&marker.map));
+        write_synced(&mirror.join(MARKER), &text)?;
+    }
+    match fs::remove_file(&creating) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("removing", &creating)(error)),
+        _ => Ok(()),
+    }
 }
 
 fn read_marker(dir: &Path) -> Result<Option<Marker>, RootError> {
@@ -249,6 +322,7 @@ impl Root {
             lineage: Lineage(0),
             map: Arc::new(map),
             is_new: false,
+            _creating: Vec::new(),
         };
         Ok((root, troubles))
     }
@@ -258,7 +332,13 @@ impl Root {
     /// # Errors
     /// [`RootError`]; nothing that was there is changed.
     pub fn begin(dir: &Path, mirror: Option<&Path>, store: StoreId, map: Map) -> Result<Self, RootError> {
-        for place in [Some(dir), mirror].into_iter().flatten() {
+        let places = || [Some(dir), mirror].into_iter().flatten();
+        let creating = places().map(begin_creation).collect::<Result<Vec<_>, _>>()?;
+        if let Some(made) = places().find(|place| place.join(MARKER).exists()) {
+            // By another process, between the look at the marker and the lock.
+            return Err(RootError::NotOurs { place: made.to_owned(), found: MARKER.into() });
+        }
+        for place in places() {
             Self::prepare(place, map.directory_count())?;
         }
         Ok(Self {
@@ -268,6 +348,7 @@ impl Root {
             lineage: Lineage(random64(3)),
             map: Arc::new(map),
             is_new: true,
+            _creating: creating,
         })
     }
 
@@ -295,6 +376,9 @@ impl Root {
             None => mirror.map(read_marker).transpose()?.flatten(),
         };
         if let Some(marker) = marker {
+            if let (Some(mirror), Some(_)) = (mirror, create) {
+                finish_mirror(dir, mirror, &marker)?;
+            }
             if let Some(mirror) = mirror
                 && let Some(other) = read_marker(mirror)?
                 && other.store != marker.store
@@ -310,45 +394,28 @@ impl Root {
                 lineage: Lineage(0),
                 map: Arc::new(map),
                 is_new: false,
+                _creating: Vec::new(),
             });
         }
         let Some((partitions, directories)) = create else {
             return Err(RootError::Missing { place: dir.to_owned() });
         };
-        let map = Arc::new(Map::even(partitions, directories, random64(1))?);
-        for place in [Some(dir), mirror].into_iter().flatten() {
-            Self::prepare(place, map.directory_count())?;
+        let map = Map::even(partitions, directories, random64(1))?;
+        match Self::begin(dir, mirror, StoreId(random64(2)), map) {
+            Err(RootError::NotOurs { found, .. }) if found == MARKER => Self::find(dir, mirror, create),
+            begun => begun,
         }
-        Ok(Self {
-            dir: dir.to_owned(),
-            mirror: mirror.map(Path::to_owned),
-            store: StoreId(random64(2)),
-            lineage: Lineage(random64(3)),
-            map,
-            is_new: true,
-        })
     }
 
-    /// Makes the empty journal directories of one copy.
+    /// Makes the empty journal directories of one copy, whose creation this process has begun.
     fn prepare(place: &Path, directories: usize) -> Result<(), RootError> {
-        create_directory(place).map_err(io_error("creating", place))?;
-        let creating = place.join(CREATING);
-        if creating.exists() {
-            // Cut short before the marker: nothing in it was ever acknowledged.
-            for entry in fs::read_dir(place).map_err(io_error("listing", place))? {
-                let path = entry.map_err(io_error("listing", place))?.path();
-                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                if path.is_dir() && is_journal_name(name) {
-                    fs::remove_dir_all(&path).map_err(io_error("removing", &path))?;
-                }
+        // One that was cut short before the marker: nothing in it was ever acknowledged.
+        for entry in fs::read_dir(place).map_err(io_error("listing", place))? {
+            let path = entry.map_err(io_error("listing", place))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if path.is_dir() && is_journal_name(name) {
+                fs::remove_dir_all(&path).map_err(io_error("removing", &path))?;
             }
-        } else {
-            let first = fs::read_dir(place).map_err(io_error("listing", place))?.next();
-            if let Some(Ok(entry)) = first {
-                let found = entry.file_name().to_string_lossy().into_owned();
-                return Err(RootError::NotOurs { place: place.to_owned(), found });
-            }
-            write_synced(&creating, "a store is being created here\n")?;
         }
         for directory in 0..directories {
             let path = place.join(format!("j{directory}"));
@@ -368,6 +435,25 @@ impl Root {
             fs::remove_file(&creating).map_err(io_error("removing", &creating))?;
         }
         Ok(())
+    }
+
+    /// Says which copy of a journal directory is not there, and what to do.
+    ///
+    /// # Errors
+    /// [`RootError::DirectoryMissing`].
+    pub fn check_copies(&self, directory: DirectoryId, degraded: bool) -> Result<(), RootError> {
+        let copies = self.copies_of(directory).count();
+        let mut missing: Vec<PathBuf> = self.copies_of(directory).filter(|path| !path.exists()).collect();
+        if missing.is_empty() || degraded && missing.len() < copies {
+            return Ok(());
+        }
+        let advice = if missing.len() < copies {
+            "if its disk is only not mounted, mount it; if it is lost, open degraded, which serves from the \
+             other copy, or make it anew with `mend`"
+        } else {
+            "put it back where it was, or restore a backup"
+        };
+        Err(RootError::DirectoryMissing { place: missing.remove(0), advice })
     }
 
     /// The copies of a journal directory, in order.

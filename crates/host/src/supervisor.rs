@@ -60,6 +60,8 @@ struct WorkerState {
     gave_up: bool,
     ends: VecDeque<Instant>,
     reason: Option<String>,
+    /// Its last life ended with exit code 0: in order.
+    ended_well: bool,
     notices: Vec<String>,
 }
 
@@ -160,6 +162,7 @@ impl App {
                     gave_up: false,
                     ends: VecDeque::new(),
                     reason: None,
+                    ended_well: false,
                     notices: Vec::new(),
                 }),
                 changed: Condvar::new(),
@@ -199,10 +202,13 @@ fn monitor(worker: &Worker, plan: &Plan, stopping: &AtomicBool) {
             }
         }
         let mut state = worker.lock();
+        let mut status = None;
         if let Some(mut child) = state.child.take() {
+            // One that is about to end by itself keeps its exit code.
             let _ = child.kill();
-            let _ = child.wait();
+            status = child.wait().ok();
         }
+        state.ended_well = status.is_some_and(|status| status.success());
         state.input = None;
         state.pid = 0;
         let now = Instant::now();
@@ -224,7 +230,8 @@ fn monitor(worker: &Worker, plan: &Plan, stopping: &AtomicBool) {
             state.phase = Phase::Ended;
             if too_often {
                 let ends = state.ends.len();
-                state.reason.get_or_insert_with(|| format!("it ended {ends} times within a minute"));
+                let last = status.map_or_else(String::new, |status| format!(", at last with {status}"));
+                state.reason.get_or_insert_with(|| format!("it ended {ends} times within a minute{last}"));
             }
             worker.changed.notify_all();
             return;
@@ -439,7 +446,7 @@ impl Supervisor {
                 }
                 (state, _) = worker.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
             }
-            orderly &= state.reason.is_none();
+            orderly &= state.reason.is_none() && state.ended_well;
         }
         for monitor in self.monitors.drain(..) {
             let _ = monitor.join();
