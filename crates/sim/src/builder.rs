@@ -96,6 +96,13 @@ impl WorldBuilder {
         audits: u32
     }
 
+    /// How long a disk takes for an operation, at least and at most (40 to 250 microseconds).
+    #[must_use]
+    pub fn latency(mut self, least: Duration, most: Duration) -> Self {
+        self.settings.latency = (least, most);
+        self
+    }
+
     /// Adds an actor kind.
     #[must_use]
     pub fn actor<A: Actor>(mut self) -> Self {
@@ -309,9 +316,8 @@ impl TestClient<'_> {
     /// Lets time pass until everything sent is answered and the last fault has struck (or a minute
     /// has passed). Faults go on meanwhile.
     pub fn weather(&mut self) {
-        let done = |world: &World| {
-            world.nemesis.is_over() && world.clients.iter().all(|client| client.is_done())
-        };
+        let done =
+            |world: &World| world.nemesis.is_over() && world.clients.iter().all(|client| client.is_done());
         self.world.until(Duration::from_secs(60), done);
     }
 

@@ -54,7 +54,11 @@ impl CoordinatorHost {
 
     /// The process or its machine ends.
     pub(crate) fn crash(&mut self, power: bool) {
-        if power { self.drive.crash() } else { self.drive.kill() }
+        if power {
+            self.drive.crash()
+        } else {
+            self.drive.kill()
+        }
         self.running = None;
     }
 
@@ -63,7 +67,10 @@ impl CoordinatorHost {
         let mut disk = SimDisk::open(&self.drive);
         let mut run = |op| {
             disk.submit(Lane::Commit, op);
-            disk.wait().ok_or("the coordinator's disk gave no answer")?.result.map_err(|error| error.to_string())
+            disk.wait()
+                .ok_or("the coordinator's disk gave no answer")?
+                .result
+                .map_err(|error| error.to_string())
         };
         let exists = self.drive.files().iter().any(|(name, _)| name == LOG);
         let name = LOG.to_owned();
@@ -72,7 +79,9 @@ impl CoordinatorHost {
         run(Op::SyncNames)?;
         let mut records = Vec::new();
         for at in 0..len / BLOCK as u64 {
-            let Done::Read(block) = run(Op::Read { file, offset: at * BLOCK as u64, len: BLOCK })? else { break };
+            let Done::Read(block) = run(Op::Read { file, offset: at * BLOCK as u64, len: BLOCK })? else {
+                break;
+            };
             let size = usize::from(u16::from_le_bytes([block[0], block[1]]));
             let Some(record) = block.get(10..10 + size) else { break };
             if size == 0 || block[2..10] != xxh3(record).to_le_bytes() {
@@ -104,7 +113,9 @@ impl CoordinatorHost {
         while let Some(running) = &mut self.running
             && let Some(done) = running.disk.poll()
         {
-            let Some(at) = running.writing.iter().position(|(ticket, _)| *ticket == done.ticket) else { continue };
+            let Some(at) = running.writing.iter().position(|(ticket, _)| *ticket == done.ticket) else {
+                continue;
+            };
             let (_, token) = running.writing.remove(at);
             if done.result.is_ok() {
                 let more = self.handle(Event::Persisted { token });

@@ -140,7 +140,9 @@ impl World {
                     // So that the next strike of this kind finds one.
                     for directory in 0..self.directories.len() {
                         if self.directories[directory].worker == worker {
-                            self.drive(directory, |unit, now, exit| unit.request_checkpoints(now, true, exit));
+                            self.drive(directory, |unit, now, exit| {
+                                unit.request_checkpoints(now, true, exit)
+                            });
                         }
                     }
                     self.push(Duration::from_micros(300), Event::Nemesis);

@@ -64,6 +64,9 @@ pub type WireWrapper = Arc<Mutex<dyn FnMut(&mut Message) + Send>>;
 /// Sees, and may change, the drives of a directory before it is opened again.
 pub type RestoreWrapper = Arc<Mutex<dyn FnMut(usize, &[SimDrive]) + Send>>;
 
+/// Adds one actor kind to a registry.
+pub(crate) type AddKind = fn(&mut Registry) -> Result<(), KindClash>;
+
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) seed: u64,
@@ -79,7 +82,7 @@ pub(crate) struct Settings {
     pub(crate) clients: usize,
     /// Inputs that a client has under way.
     pub(crate) window: usize,
-    pub(crate) kinds: Vec<fn(&mut Registry) -> Result<(), KindClash>>,
+    pub(crate) kinds: Vec<AddKind>,
     pub(crate) protocol: ProtocolFactory,
     pub(crate) rolls_back: bool,
     pub(crate) limits: Limits,
@@ -93,6 +96,8 @@ pub(crate) struct Settings {
     pub(crate) audits: u32,
     /// The supervisor kills a worker that hangs for longer.
     pub(crate) patience: Duration,
+    /// How long a disk takes for an operation.
+    pub(crate) latency: (Duration, Duration),
     pub(crate) disk: Option<DiskWrapper>,
     pub(crate) wire: Option<WireWrapper>,
     pub(crate) restore: Option<RestoreWrapper>,
@@ -143,6 +148,7 @@ impl Default for Settings {
             ledger: false,
             audits: 1,
             patience: Duration::from_millis(60),
+            latency: (Duration::from_micros(40), Duration::from_micros(250)),
             disk: None,
             wire: None,
             restore: None,

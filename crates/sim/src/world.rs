@@ -28,6 +28,7 @@ use rallypoint_base::time::Time;
 use rallypoint_engine::command::{Notice, Turned};
 use rallypoint_engine::effect::EffectKey;
 use rallypoint_engine::map::Map;
+use rallypoint_engine::parcel::Parcel;
 use rallypoint_engine::partition::{Ending, Witness};
 use rallypoint_engine::unit::{Application, OpenError, OpenReport, Unit, UnitNotice, WitnessFactory};
 use rallypoint_rollback::cut::Point;
@@ -227,9 +228,8 @@ impl World {
             }
         });
         let directories = directories.collect();
-        let coordinator = settings
-            .rolls_back
-            .then(|| CoordinatorHost::new(map.partitions().collect(), random.next_u64()));
+        let coordinator =
+            settings.rolls_back.then(|| CoordinatorHost::new(map.partitions().collect(), random.next_u64()));
         let nemesis = Nemesis::new(&settings, &mut random);
         let mut world = Self {
             workers,
@@ -368,7 +368,8 @@ impl World {
             }
             Event::Repeat { client, seq, attempt } => self.repeat(client, seq, attempt),
             Event::Restart { worker, incarnation } => {
-                if self.workers[worker].incarnation == incarnation && self.workers[worker].life == Life::Down {
+                if self.workers[worker].incarnation == incarnation && self.workers[worker].life == Life::Down
+                {
                     self.start_worker(worker);
                 }
             }
@@ -547,7 +548,9 @@ impl World {
                 }
                 self.directories[directory].scheduled[drive] = ticket.0 + 1;
                 let slow = self.nemesis.is_on() && self.random.chance(1, 40);
-                let latency = if slow { self.micros(2_000, 9_000) } else { self.micros(40, 250) };
+                let (least, most) = self.settings.latency;
+                let (least, most) = (least.as_micros() as u64, most.as_micros() as u64);
+                let latency = if slow { self.micros(2_000, 9_000) } else { self.micros(least, most) };
                 self.push(latency, Event::Disk { directory, drive, ticket });
             }
         }
@@ -598,7 +601,9 @@ impl World {
             self.judge(&Fact::Left { leaving: &leaving, drives: &drives, directory });
             self.tally.by("outputs compared with the disks", u64::from(self.settings.ledger));
             match leaving {
-                Leaving::Message(message) => self.send(Node::Worker(self.directories[directory].worker), message),
+                Leaving::Message(message) => {
+                    self.send(Node::Worker(self.directories[directory].worker), message)
+                }
                 Leaving::Perform { from, key, .. } => self.perform(directory, incarnation, from, key),
             }
         }
@@ -606,6 +611,15 @@ impl World {
 
     fn notice(&mut self, directory: usize, notice: &UnitNotice) {
         self.trace(|| format!("d{directory}: {notice:?}"));
+        if self.settings.trace
+            && let (UnitNotice::Partition(id, Notice::SetAside { .. }), Some(unit)) =
+                (notice, &self.directories[directory].unit)
+        {
+            let partition = unit.partitions().find(|partition| partition.id() == *id);
+            let parcel =
+                partition.and_then(|partition| partition.set_aside().last()).map(|entry| &entry.parcel);
+            self.trace(|| format!("set aside: {:?}", parcel.map(|bytes| Parcel::decode(bytes))));
+        }
         match notice {
             UnitNotice::Partition(_, Notice::SetAside { evidence, .. }) => {
                 let twice = evidence.starts_with("it was running");
@@ -1050,7 +1064,9 @@ impl World {
                 return Err(true);
             }
             match error {
-                OpenError::Store(StoreError::NeedsDegraded { .. }) if self.directories[directory].lost_copy => {
+                OpenError::Store(StoreError::NeedsDegraded { .. })
+                    if self.directories[directory].lost_copy =>
+                {
                     degraded = true;
                 }
                 // A creation that had come to its end before the power went.
@@ -1110,7 +1126,10 @@ impl World {
 
     fn open_existing(&mut self, directory: usize, degraded: bool, exit: &mut Exit) -> Result<(), OpenError> {
         if let Some(restore) = &self.settings.restore {
-            restore.lock().unwrap_or_else(PoisonError::into_inner)(directory, &self.directories[directory].drives);
+            restore.lock().unwrap_or_else(PoisonError::into_inner)(
+                directory,
+                &self.directories[directory].drives,
+            );
         }
         let ending = self.directories[directory].page.as_ref().map(|page| {
             let page = page.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -1167,8 +1186,15 @@ impl World {
             let Some(base) = partition.checkpoint_base() else { continue };
             let parts = unit.checkpoints().chain(log, base).map_or(0, |chain| chain.len());
             let increment = parts > 1;
-            self.tally.hit(if increment { "restored from an increment" } else { "restored from a full checkpoint" });
-            let older = report.failed_restores.iter().any(|(id, version, _)| *id == partition.id() && *version > base);
+            self.tally.hit(if increment {
+                "restored from an increment"
+            } else {
+                "restored from a full checkpoint"
+            });
+            let older = report
+                .failed_restores
+                .iter()
+                .any(|(id, version, _)| *id == partition.id() && *version > base);
             self.tally.by("older version used", u64::from(older));
         }
         if !journal.lost.is_empty() {
@@ -1241,6 +1267,48 @@ impl World {
         abort::take();
     }
 
+    // ---------------------------------------------------------------- by hand
+
+    /// Ends a worker and starts no successor until [`World::bring_up`].
+    pub fn take_down(&mut self, worker: usize) {
+        self.end_worker(worker, false);
+        // The restart that was planned is another incarnation's.
+        self.workers[worker].incarnation += 1;
+    }
+
+    /// Starts a worker that was taken down.
+    pub fn bring_up(&mut self, worker: usize) {
+        if self.workers[worker].life == Life::Down {
+            self.start_worker(worker);
+        }
+    }
+
+    /// Cuts the power of a worker's machine at the `nth` disk operation from now on.
+    pub fn cut_power_after(&mut self, worker: usize, nth: u64) {
+        self.workers[worker].power.crash_after(nth);
+    }
+
+    /// Asks every partition for a checkpoint.
+    pub fn request_checkpoints(&mut self) {
+        for directory in 0..self.directories.len() {
+            self.drive(directory, |unit, now, exit| unit.request_checkpoints(now, false, exit));
+        }
+    }
+
+    /// Outputs that wait for durability, over all partitions.
+    #[must_use]
+    pub fn gated(&self) -> usize {
+        let units = self.directories.iter().filter_map(|directory| directory.unit.as_ref());
+        units.flat_map(Unit::partitions).map(|partition| partition.gated()).sum()
+    }
+
+    /// The worker that holds actors with this key.
+    #[must_use]
+    pub fn worker_of(&self, key: &str) -> usize {
+        let directory = self.map.directory_of(self.map.partition_of(key)).map_or(0, |directory| directory.0);
+        self.directories[usize::from(directory)].worker
+    }
+
     // ---------------------------------------------------------------- audits
 
     /// Rebuilds every directory from forks of its disks as if the power had gone this instant.
@@ -1286,7 +1354,10 @@ impl World {
     #[must_use]
     pub fn is_settled(&self) -> bool {
         let travels = |event: &Event| {
-            matches!(event, Event::Arrive { .. } | Event::EffectEnds { .. } | Event::Restart { .. } | Event::Tell { .. })
+            matches!(
+                event,
+                Event::Arrive { .. } | Event::EffectEnds { .. } | Event::Restart { .. } | Event::Tell { .. }
+            )
         };
         self.clients.iter().all(Client::is_done)
             && self.workers.iter().all(|worker| worker.life == Life::Up)
@@ -1389,7 +1460,9 @@ impl World {
             })
             .collect();
         let coordinator = self.coordinator.as_ref().map(CoordinatorHost::is_idle);
-        format!("clients wait for {waiting:?}, workers {lives:?}, units {units:?}, coordinator idle {coordinator:?}")
+        format!(
+            "clients wait for {waiting:?}, workers {lives:?}, units {units:?}, coordinator idle {coordinator:?}"
+        )
     }
 
     /// Every worker stops as it should: checkpoints, a mark in each log, closed files.
@@ -1446,7 +1519,10 @@ impl World {
                     continue;
                 }
                 if alone.as_ref() != Ok(&digests) {
-                    self.violate("copies", format!("d{at}: copy {copy} alone gives {alone:?}, not {digests:?}"));
+                    self.violate(
+                        "copies",
+                        format!("d{at}: copy {copy} alone gives {alone:?}, not {digests:?}"),
+                    );
                 }
             }
         }
@@ -1458,7 +1534,8 @@ fn snapshots(unit: &SimUnit) -> Vec<Snapshot> {
         let mut actors = Vec::new();
         partition.each_actor(&mut |kind, key, state| actors.push((kind, key.to_owned(), state.to_vec())));
         let (id, epoch, channels) = (partition.id(), partition.epoch(), partition.channels());
-        Snapshot { partition: id, epoch, channels, actors }
+        let set_aside = partition.set_aside().iter().map(|entry| entry.parcel.clone()).collect();
+        Snapshot { partition: id, epoch, channels, actors, set_aside }
     };
     unit.partitions().map(snapshot).collect()
 }

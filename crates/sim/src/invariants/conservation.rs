@@ -4,7 +4,8 @@
 //! memory after each recovery, in every audit of the durable state, and exactly at the end.
 //!
 //! A credit whose debit is unknown is an orphan ([`super::no_orphan`] says so) until all is quiet;
-//! then it is money out of nothing.
+//! then it is money out of nothing. A credit that was set aside (it was about to be delivered at two
+//! losses of power) waits for a person; it is neither lost nor on its way.
 
 use super::{Fact, Invariant};
 use crate::bank::{OPENING, What};
@@ -33,6 +34,10 @@ impl Invariant for Conservation {
                 }
             }
         }
+        let set_aside = states.credits_set_aside();
+        for (id, amount) in &set_aside {
+            moved.entry(*id).or_default().1.push(*amount);
+        }
         for (id, (debits, credits)) in &moved {
             let may_be_orphan = debits.is_empty() && !settled;
             if credits.len() > debits.len() && !may_be_orphan {
@@ -47,7 +52,8 @@ impl Invariant for Conservation {
                 return Err(format!("transfer {id}: debited {debits:?}, only credited {credits:?}"));
             }
         }
-        let sum: i64 = accounts.values().map(|account| account.balance() - OPENING).sum();
+        let in_accounts: i64 = accounts.values().map(|account| account.balance() - OPENING).sum();
+        let sum = in_accounts + set_aside.iter().map(|(_, amount)| amount).sum::<i64>();
         if settled && sum != 0 {
             return Err(format!("all is quiet and {sum} are too many"));
         }

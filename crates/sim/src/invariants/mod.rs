@@ -44,6 +44,8 @@ pub struct Snapshot {
     pub channels: Channels,
     /// Every actor: kind, key, encoded state.
     pub actors: Vec<(&'static str, String, Vec<u8>)>,
+    /// The parcels that were set aside, visibly.
+    pub set_aside: Vec<Vec<u8>>,
 }
 
 /// All partitions at one instant.
@@ -57,6 +59,17 @@ impl States {
         let actors = self.0.iter().flat_map(|snapshot| &snapshot.actors);
         let of_kind = actors.filter(|(kind, ..)| *kind == A::KIND);
         of_kind.filter_map(|(_, key, state)| Some((key.as_str(), decode(state)?))).collect()
+    }
+
+    /// Credits that were set aside: transfer and amount.
+    #[must_use]
+    pub fn credits_set_aside(&self) -> Vec<(u64, i64)> {
+        let parcels = self.0.iter().flat_map(|snapshot| &snapshot.set_aside);
+        let credit = |parcel: &Vec<u8>| match order(parcel)?.1 {
+            Order::Credit { id, amount } => Some((id, amount)),
+            _ => None,
+        };
+        parcels.filter_map(credit).collect()
     }
 
     /// Every account of the bank.
@@ -89,13 +102,17 @@ impl Request {
     /// The account and the order, if this is one to the bank.
     #[must_use]
     pub fn order(&self) -> Option<(&str, Order)> {
-        let parcel = Parcel::decode(&self.parcel).ok()?;
-        let Body::Message(bytes) = parcel.body else { return None };
-        if parcel.kind != kind_tag(Account::KIND) {
-            return None;
-        }
-        Some((parcel.key, decode(bytes)?))
+        order(&self.parcel)
     }
+}
+
+fn order(parcel: &[u8]) -> Option<(&str, Order)> {
+    let parcel = Parcel::decode(parcel).ok()?;
+    let Body::Message(bytes) = parcel.body else { return None };
+    if parcel.kind != kind_tag(Account::KIND) {
+        return None;
+    }
+    Some((parcel.key, decode(bytes)?))
 }
 
 /// Something that happened and that anybody could have seen.

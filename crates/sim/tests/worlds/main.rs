@@ -2,6 +2,7 @@
 
 mod bank;
 mod mutations;
+mod special;
 
 use rallypoint_base::random::Random;
 use rallypoint_sim::TestClient;

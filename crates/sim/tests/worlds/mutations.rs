@@ -4,7 +4,9 @@
 
 use crate::{Load, send};
 use rallypoint_base::id::{InputSeq, PartitionId, Position, SessionId, Ssn};
+use rallypoint_base::wire::Malformed;
 use rallypoint_engine::unit::ProtocolFactory;
+use rallypoint_rollback::independent::Independent;
 use rallypoint_rollback::pessimistic::Pessimistic;
 use rallypoint_rollback::protocol::{Command, Event, Protocol};
 use rallypoint_sim::{Faults, Message, World, WorldBuilder};
@@ -21,7 +23,12 @@ fn quiet_load() -> Load {
 }
 
 /// Some world violates exactly `invariant`, and the same worlds without the mutation nothing.
-fn breaks_only(invariant: &str, load: Load, sound: WorldBuilder, mutate: impl Fn(WorldBuilder) -> WorldBuilder) {
+fn breaks_only(
+    invariant: &str,
+    load: Load,
+    sound: WorldBuilder,
+    mutate: impl Fn(WorldBuilder) -> WorldBuilder,
+) {
     let mut seen = Vec::new();
     for seed in 0..60 {
         let run = |builder: WorldBuilder| {
@@ -125,6 +132,45 @@ fn no_orphan_fails_when_frames_leave_before_their_cause_is_durable() {
 fn output_never_undone_fails_when_answers_leave_before_their_cause_is_durable() {
     let sound = World::builder().bank().faults(POWER).audits(0);
     breaks_only("output_never_undone", quiet_load(), sound, |builder| builder.protocol(early(false, true)));
+}
+
+/// Independent checkpointing that lets outputs out with the frames.
+struct EarlyOutputs(Independent);
+
+impl Protocol for EarlyOutputs {
+    fn name(&self) -> &'static str {
+        "early outputs"
+    }
+
+    fn handle(&mut self, event: Event<'_>, out: &mut Vec<Command>) {
+        let from = out.len();
+        self.0.handle(event, out);
+        for command in &mut out[from..] {
+            if let Command::Release { frames, outputs, .. } = command {
+                *outputs = *frames;
+            }
+        }
+    }
+
+    fn piggyback(&mut self, to: PartitionId, out: &mut Vec<u8>) {
+        self.0.piggyback(to, out);
+    }
+
+    fn save(&self, out: &mut Vec<u8>) {
+        self.0.save(out);
+    }
+
+    fn load(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
+        self.0.load(bytes)
+    }
+}
+
+#[test]
+fn output_never_undone_fails_when_outputs_leave_above_the_stable_line() {
+    let sound = World::builder().bank().faults(KILLS).independent();
+    breaks_only("output_never_undone", quiet_load(), sound, |builder| {
+        builder.rolling_back(Arc::new(|_| Box::new(EarlyOutputs(Independent::default()))))
+    });
 }
 
 #[test]
