@@ -35,8 +35,8 @@ use rallypoint_store::error::StoreError;
 use rallypoint_store::event_log::{Event, EventKind};
 use rallypoint_store::record::Record;
 use rallypoint_store::recovery::{Finding, RecoverError, RecoveryReport, affected_logs};
-use rallypoint_store::scrub::ScrubStep;
 use rallypoint_store::resume::ResumePoint;
+use rallypoint_store::scrub::ScrubStep;
 use rallypoint_store::store::{Identity, Mounted, OpenOptions, Options, Store, StoreEvent};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -1223,8 +1223,7 @@ impl<D: Disk> Unit<D> {
         }
         for (partition, version, why) in &report.failed_restores {
             let event = event(EventKind::Damage).with("what", "a checkpoint could not be restored");
-            self.events
-                .add(event.with("partition", partition).with("version", version).with("why", why));
+            self.events.add(event.with("partition", partition).with("version", version).with("why", why));
         }
         for stopped in &report.stopped {
             self.events.add(event(EventKind::Divergence).with("detail", stopped));
@@ -1283,7 +1282,8 @@ impl<D: Disk> Unit<D> {
         self.scrub.repaired += step.repaired;
         self.scrub.bad += step.unrepairable.len() as u64;
         self.scrub.at_checkpoints |= step.wrapped;
-        let place = |at: &Finding| format!("{}/{} block {}: {}", at.directory, at.file, at.block, at.kind.name());
+        let place =
+            |at: &Finding| format!("{}/{} block {}: {}", at.directory, at.file, at.block, at.kind.name());
         for finding in &step.findings {
             self.events.notice(now, UnitNotice::Repaired(place(finding)), outside);
         }

@@ -325,10 +325,7 @@ impl Node {
                 .iter()
                 .map(|home| scope.spawn(|| Self::open_home(root, &app, options, home)))
                 .collect();
-            handles
-                .into_iter()
-                .map(|handle| handle.join().unwrap_or_else(|_| Err(RootError::Panicked)))
-                .collect()
+            handles.into_iter().map(|handle| handle.join().unwrap_or(Err(RootError::Panicked))).collect()
         });
         for (home, report) in node.homes.iter().zip(opened) {
             node.reports.push((home.directory, report?));
@@ -415,7 +412,7 @@ impl Node {
             // Who was running is written down now; only then may the page forget it, or a second
             // end before the first run would count one evidence twice.
             let clock = &shared.clock;
-            while unit.failure().is_none() && !(unit.is_flushed() && !unit.is_committing()) {
+            while unit.failure().is_none() && (!unit.is_flushed() || unit.is_committing()) {
                 unit.pump_waiting(&mut || clock.now(), &mut outlet);
             }
             for (slot, _) in &previous {

@@ -144,6 +144,7 @@ pub(crate) fn audit(books: &Books, actual: &BTreeMap<String, View>) -> Audit {
 }
 
 impl Audit {
+    #[cfg(test)]
     /// True when there is nothing to say.
     pub(crate) fn is_sound(&self) -> bool {
         self.conserved && self.lost == 0 && self.doubled == 0

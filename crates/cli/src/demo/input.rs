@@ -164,6 +164,7 @@ impl Input {
         Ok(input)
     }
 
+    #[cfg(test)]
     /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         &self.path

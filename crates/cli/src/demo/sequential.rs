@@ -8,7 +8,9 @@
 //! Never uses the code of the actors it is compared with, but for the digest. Holds the accounts in
 //! memory, never the transfers.
 
-use crate::demo::input::{Content, InputError, Line, Transfer};
+#[cfg(test)]
+use crate::demo::input::Transfer;
+use crate::demo::input::{Content, InputError, Line};
 use crate::demo::ledger::{Outcome, Outcomes};
 use bank::Digest;
 use std::collections::{BTreeMap, HashMap};
@@ -82,6 +84,7 @@ pub(crate) enum SequentialError {
 }
 
 impl Books {
+    #[cfg(test)]
     /// Cents in the account `name`.
     pub(crate) fn balance(&self, name: &str) -> Option<i128> {
         self.accounts.get(name).map(|book| book.balance(self.opening))
@@ -135,6 +138,7 @@ impl Desk {
     }
 }
 
+#[cfg(test)]
 /// Does one line after the other.
 pub(crate) fn run(
     lines: impl Iterator<Item = Result<Line, InputError>>,

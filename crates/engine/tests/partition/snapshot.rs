@@ -1,9 +1,11 @@
 //! A checkpoint is the state at its cut, and loses nothing that was gated there.
 
-use crate::common::actors::{Account, Bank, Call, Caller, Counter};
+use crate::common::actors::{Account, Bank, Call, Caller, Counter, Trouble, Troublemaker};
 use crate::common::{Client, World, chaos_step, every_actor, heal, message, session};
 use rallypoint_base::id::Version;
-use rallypoint_engine::partition::Limits;
+use rallypoint_engine::command::Outbox;
+use rallypoint_engine::partition::{Limits, Partition};
+use rallypoint_engine::snapshot::inspect_header;
 use std::time::Duration;
 
 /// 1,000 gated outputs: 400 replies, 300 of them with an effect or a frame besides.
@@ -49,6 +51,51 @@ fn a_thousand_gated_outputs_survive_a_crash_just_before_and_just_after_the_manif
         assert_eq!(world.nodes[0].log.len(), 600, "nothing ran again");
         world.assert_right();
     }
+}
+
+#[test]
+fn a_header_is_read_without_a_partition() {
+    let mut world = World::new(2, 3);
+    gated_outputs(&mut world);
+    let panic = Trouble::Panic;
+    let here = world.key_on(0, "trouble");
+    world.input::<Troublemaker>(session(1), 601, &here, &panic);
+    world.checkpoint(0);
+    let partition = world.partition(0);
+    let summary = inspect_header(&world.nodes[0].images[0].header).unwrap();
+    assert_eq!((summary.run, summary.log), (partition.position(), partition.log_tail()));
+    assert_eq!(summary.epoch, partition.epoch());
+    for (to, sent, _) in summary.sent {
+        assert_eq!(partition.channels()[&to].sent, sent);
+    }
+    assert_eq!(summary.effects, 100);
+    assert_eq!(summary.set_aside, partition.set_aside());
+    assert_eq!(summary.set_aside.len(), 1);
+}
+
+#[test]
+fn what_was_dropped_stays_dropped_after_replay_and_after_a_checkpoint() {
+    let mut world = World::new(1, 3);
+    for seq in 1..=2 {
+        world.input::<Troublemaker>(session(1), seq, "t", &Trouble::Panic);
+    }
+    world.sync(0);
+    let first = world.partition(0).set_aside()[0].position;
+    let drop_first = |partition: &mut Partition, _, out: &mut Outbox| partition.drop_set_aside(first, out);
+    assert!(world.call(0, drop_first));
+    assert!(!world.call(0, drop_first), "only once");
+    world.sync(0);
+    for checkpoint in [false, true] {
+        if checkpoint {
+            world.checkpoint(0);
+        }
+        world.bounce(0);
+        assert_eq!(world.partition(0).set_aside().len(), 1);
+        assert!(world.partition(0).set_aside()[0].position > first);
+    }
+    world.input::<Counter>(session(1), 3, "c", &1);
+    world.sync(0);
+    world.assert_right();
 }
 
 #[test]

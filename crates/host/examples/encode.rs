@@ -1,6 +1,6 @@
 //! What a record costs in CPU: append and seal on a disk that completes at once, and recovery from
 //! files in memory.
-//! `cargo run --release -p rallypoint-store --example encode`
+//! `cargo run --release -p rallypoint-host --example encode`
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "it measures time")]
 
