@@ -75,3 +75,16 @@ fn independent_with_all_faults() {
         }
     }
 }
+
+#[test]
+fn the_same_seed_is_the_same_world() {
+    for seed in [5, 8, 13] {
+        let once = || {
+            world(seed).try_run(|client| {
+                send(client, seed, Load::default());
+                client.weather();
+            })
+        };
+        assert_eq!(once(), once());
+    }
+}
