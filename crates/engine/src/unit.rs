@@ -799,6 +799,10 @@ impl<D: Disk> Unit<D> {
         let at = now();
         self.settle(at, outside);
         self.seal();
+        if self.is_checkpointing() {
+            // On this thread the commit would keep written chunks from being followed by the next.
+            self.store.copies().start();
+        }
         if self.store.in_flight().is_some()
             && let Some(event) = self.store.wait()
         {

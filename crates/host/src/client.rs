@@ -93,6 +93,8 @@ enum Slot {
         tries: u32,
         /// False once the [`Pending`] was dropped.
         wanted: bool,
+        /// A thread sleeps until this one is answered.
+        slept_for: bool,
     },
     Answered(RawAnswer),
     /// The caller has the answer, or does not want it.
@@ -105,8 +107,8 @@ struct Window {
     slots: VecDeque<Slot>,
     unanswered: usize,
     random: Random,
-    /// Threads blocked in `wait`.
-    sleepers: usize,
+    /// An answer came that a thread sleeps for.
+    rouse: bool,
 }
 
 /// A client's session.
@@ -141,7 +143,7 @@ impl Client {
             slots: VecDeque::new(),
             unanswered: 0,
             random: Random::new(session.0),
-            sleepers: 0,
+            rouse: false,
         };
         Arc::new(Self { session, map, door, state: Mutex::new(window), answered: Condvar::new() })
     }
@@ -210,8 +212,15 @@ impl Client {
         state.unanswered += 1;
         let busy = state.unanswered > BUSY;
         let kept = if keep { bytes.clone() } else { Vec::new() };
-        let slot =
-            Slot::Waiting { to, message: kept, waker: None, sent: Instant::now(), tries: 0, wanted: true };
+        let slot = Slot::Waiting {
+            to,
+            message: kept,
+            waker: None,
+            sent: Instant::now(),
+            tries: 0,
+            wanted: true,
+            slept_for: false,
+        };
         state.slots.push_back(slot);
         // Under the lock, so that numbers reach the door in order.
         self.door.submit(to, &bytes, busy);
@@ -235,7 +244,7 @@ impl Client {
                 _ => {}
             }
         }
-        let wake = state.sleepers > 0;
+        let wake = std::mem::take(&mut state.rouse);
         drop(state);
         if wake {
             self.answered.notify_all();
@@ -323,23 +332,23 @@ impl Client {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(Unanswered::TimedOut);
             }
-            if self.door.drive(to, &|| self.is_answered(seq)) {
+            // With much in flight this thread has better things to do during a commit: it takes the
+            // answers of the last one and asks again.
+            if lock(&self.state).unanswered > BUSY {
+                self.door.wake(to);
+            } else if self.door.drive(to, &|| self.is_answered(seq)) {
                 continue;
             }
             let mut state = lock(&self.state);
-            if !matches!(state.slot(seq), Some(Slot::Waiting { .. })) {
-                continue;
-            }
+            let Some(Slot::Waiting { slept_for, .. }) = state.slot_mut(seq) else { continue };
+            *slept_for = true;
             // A bound, not a poll: whoever holds the unit now may leave it just before our input is
             // seen, and the standing thread then takes over within this time.
             let mut patience = Duration::from_millis(50);
             if let Some(deadline) = deadline {
                 patience = patience.min(deadline.saturating_duration_since(Instant::now()));
             }
-            state.sleepers += 1;
-            let (mut state, _) =
-                self.answered.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
-            state.sleepers -= 1;
+            drop(self.answered.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner));
         }
     }
 
@@ -364,10 +373,12 @@ impl Window {
 
     fn answer(&mut self, seq: InputSeq, answer: RawAnswer, wakers: &mut Vec<Waker>) {
         if let Some(slot) = self.slot_mut(seq.0)
-            && let Slot::Waiting { waker, wanted, .. } = slot
+            && let Slot::Waiting { waker, wanted, slept_for, .. } = slot
         {
             wakers.extend(waker.take());
+            let rouse = *slept_for;
             *slot = if *wanted { Slot::Answered(answer) } else { Slot::Taken };
+            self.rouse |= rouse;
             self.unanswered -= 1;
             self.compact();
         }
@@ -419,15 +430,14 @@ impl<A: Actor> Pending<A> {
     pub fn wait_ready(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         let mut state = lock(&self.client.state);
-        while matches!(state.slot(self.seq), Some(Slot::Waiting { .. })) {
+        while let Some(Slot::Waiting { slept_for, .. }) = state.slot_mut(self.seq) {
+            *slept_for = true;
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
-            state.sleepers += 1;
             (state, _) =
                 self.client.answered.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
-            state.sleepers -= 1;
         }
         true
     }

@@ -61,6 +61,8 @@ struct Signal {
     awake: bool,
     /// The standing thread sleeps until it is woken (else it looks again within [`IDLE`]).
     deep: bool,
+    /// The standing thread sleeps at all: a notification that nobody waits for is a wasted call.
+    sleeping: bool,
 }
 
 pub(crate) struct Serving {
@@ -159,8 +161,11 @@ impl Home {
         let mut signal = self.signal.lock().unwrap_or_else(PoisonError::into_inner);
         if !signal.awake {
             signal.awake = true;
+            let sleeping = signal.sleeping;
             drop(signal);
-            self.wakeup.notify_one();
+            if sleeping {
+                self.wakeup.notify_one();
+            }
         }
     }
 
@@ -346,7 +351,9 @@ impl Home {
         let patience = patience.min(Duration::from_secs(3600));
         signal.deep = !worked;
         if !signal.awake {
+            signal.sleeping = true;
             (signal, _) = self.wakeup.wait_timeout(signal, patience).unwrap_or_else(PoisonError::into_inner);
+            signal.sleeping = false;
         }
         signal.awake = false;
         signal.deep = false;

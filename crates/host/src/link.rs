@@ -21,6 +21,8 @@ struct State {
     connected: bool,
     reset: bool,
     closed: bool,
+    /// The writer sleeps: a notification that nobody waits for is a wasted call.
+    sleeping: bool,
     stream: Option<UnixStream>,
 }
 
@@ -67,7 +69,7 @@ impl SocketLink {
         if !state.connected || state.queue.len() > QUEUE_MAX {
             return;
         }
-        let wake = state.queue.is_empty();
+        let wake = state.queue.is_empty() && state.sleeping;
         state.queue.extend_from_slice(bytes);
         drop(state);
         if wake {
@@ -86,6 +88,13 @@ impl SocketLink {
         }
         drop(state);
         self.ready.notify_one();
+    }
+
+    /// The other end listens now: do not wait longer before the next try.
+    pub(crate) fn hurry(&self) {
+        if !self.lock().connected {
+            self.ready.notify_one();
+        }
     }
 
     pub(crate) fn close(&self) {
@@ -116,7 +125,7 @@ impl SocketLink {
             } else {
                 let state = self.lock();
                 drop(self.ready.wait_timeout(state, pause));
-                pause = (pause * 2).min(Duration::from_millis(20));
+                pause = (pause * 2).min(Duration::from_millis(5));
             }
         }
     }
@@ -142,7 +151,9 @@ impl SocketLink {
         while result.is_ok() {
             let mut state = self.lock();
             while state.queue.is_empty() && !state.reset && !state.closed {
+                state.sleeping = true;
                 state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.sleeping = false;
             }
             if state.reset || state.closed {
                 break;

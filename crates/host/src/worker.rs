@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Set in a worker's environment by its supervisor: `NUMBER/COUNT`.
@@ -111,7 +111,8 @@ fn try_run(app: App) -> Result<(), RootError> {
                 node.shared.set_link(directory, Some(Arc::clone(&link) as Arc<dyn crate::node::Link>));
             }
         }
-        peers.links.lock().unwrap_or_else(PoisonError::into_inner).push((peer, link));
+        let known = Peer { number: peer, link, incarnation: None };
+        peers.lock().push(known);
     }
     for (directory, report) in &node.reports {
         for stopped in &report.stopped {
@@ -120,8 +121,8 @@ fn try_run(app: App) -> Result<(), RootError> {
     }
     say("ready");
     let result = beat(&node, &stopped, flags.contains("fine"));
-    for (_, link) in peers.links.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-        link.close();
+    for peer in peers.lock().iter() {
+        peer.link.close();
     }
     result?;
     let orderly = node.close(Duration::from_secs(30));
@@ -188,8 +189,34 @@ fn beat(node: &Node, stopped: &(Mutex<bool>, Condvar), fine: bool) -> Result<(),
     }
 }
 
+/// Another worker.
+struct Peer {
+    number: usize,
+    link: Arc<SocketLink>,
+    /// Which process it was when it last connected.
+    incarnation: Option<u64>,
+}
+
 struct Peers {
-    links: Mutex<Vec<(usize, Arc<SocketLink>)>>,
+    links: Mutex<Vec<Peer>>,
+}
+
+impl Peers {
+    fn lock(&self) -> MutexGuard<'_, Vec<Peer>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A worker has connected. When it is a new process, our way to it must be new as well; when it
+    /// is the same one, ours is as good as it was: were it begun anew, the other end would begin
+    /// its own anew, and so on for ever.
+    fn heard(&self, number: usize, incarnation: u64) {
+        for peer in self.lock().iter_mut().filter(|peer| peer.number == number) {
+            match peer.incarnation.replace(incarnation) {
+                Some(before) if before != incarnation => peer.link.reset(),
+                _ => peer.link.hurry(),
+            }
+        }
+    }
 }
 
 /// The owner of a link to another worker: nothing but Hello ever comes back over it.
@@ -244,7 +271,7 @@ fn converse(stream: UnixStream, shared: &Arc<Shared>, peers: &Peers, store: u64)
         while let Some((message, len)) = Message::split(&bytes[taken..]).ok()? {
             let raw = &bytes[taken..taken + len];
             taken += len;
-            if let Message::Hello { store: theirs, worker, .. } = message {
+            if let Message::Hello { store: theirs, worker, incarnation } = message {
                 if theirs != store {
                     return None;
                 }
@@ -254,11 +281,7 @@ fn converse(stream: UnixStream, shared: &Arc<Shared>, peers: &Peers, store: u64)
                     let thread = std::thread::Builder::new().name("replies".into()).stack_size(STACK);
                     writer = Some(thread.spawn(move || sink.write(stream)).ok()?);
                 } else {
-                    // A peer that connects anew may be a new process: our way to it is new as well.
-                    let links = peers.links.lock().unwrap_or_else(PoisonError::into_inner);
-                    for (_, link) in links.iter().filter(|(peer, _)| *peer == worker as usize) {
-                        link.reset();
-                    }
+                    peers.heard(worker as usize, incarnation);
                 }
                 continue;
             }
@@ -301,6 +324,8 @@ fn converse(stream: UnixStream, shared: &Arc<Shared>, peers: &Peers, store: u64)
 struct SinkState {
     queue: Vec<u8>,
     closed: bool,
+    /// The writer sleeps.
+    sleeping: bool,
 }
 
 /// Replies on their way to a client of another process.
@@ -320,7 +345,9 @@ impl ConnectionSink {
         loop {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             while state.queue.is_empty() && !state.closed {
+                state.sleeping = true;
                 state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.sleeping = false;
             }
             if state.closed {
                 return;
@@ -343,7 +370,7 @@ impl ReplySink for ConnectionSink {
         if state.closed {
             return false;
         }
-        let wake = state.queue.is_empty();
+        let wake = state.queue.is_empty() && state.sleeping;
         state.queue.extend_from_slice(bytes);
         drop(state);
         if wake {
