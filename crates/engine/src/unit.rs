@@ -157,6 +157,17 @@ pub enum OpenError {
     /// A partition cannot be restored or replayed.
     #[error(transparent)]
     Replay(#[from] ReplayError),
+    /// The journal ends before what a checkpoint proves to have been durable.
+    #[error(
+        "the journal ends at commit {found}, but a checkpoint was completed after commit {proven} was due: \
+         acknowledged commits are missing at its end; run `rallypoint verify`, and `mend` from the mirror or restore a backup"
+    )]
+    JournalBehind {
+        /// The last commit that was found.
+        found: CommitSeq,
+        /// The commit that was being written when the checkpoint was cut.
+        proven: CommitSeq,
+    },
     /// No checkpoint can be restored, and the log does not reach back far enough to do without.
     #[error("{partition}: no checkpoint can be restored ({detail}) and the log begins after position {from}")]
     NoCheckpoint {
@@ -284,6 +295,8 @@ enum Inner {
     Control { from: PartitionId, to: PartitionId, bytes: Vec<u8> },
 }
 
+/// A partition that holds more journal than this is checkpointed with its neighbours.
+const LAGGARD_BYTES: u64 = 64 << 20;
 /// How often sessions that were idle for too long are looked for.
 const EXPIRY: Duration = Duration::from_secs(3600);
 
@@ -389,6 +402,14 @@ impl<D: Disk> Unit<D> {
             RecoverError::Store(error) => OpenError::Store(error),
             RecoverError::Sink(error) => error,
         })?;
+        // A checkpoint was given its name only once the journal was durable up to its point.
+        let proven = restored.iter().flatten().map(|behind| behind.point.commit).max();
+        if let Some(proven) = proven
+            && journal.lost.is_empty()
+            && journal.last_commit.next() < proven
+        {
+            return Err(OpenError::JournalBehind { found: journal.last_commit, proven });
+        }
         report.journal = journal;
         report.replayed = replayed;
         for (member, error) in members.iter_mut().zip(stopped) {
@@ -1087,6 +1108,23 @@ impl<D: Disk> Unit<D> {
         any
     }
 
+    /// A partition that hardly runs still holds the journal at its oldest record: it is moved forward
+    /// by checkpointing it, not by rewriting its records. Twice, since the log is let go only with two
+    /// chains that share no part.
+    fn move_laggards(&mut self, now: Time, outside: &mut dyn Outside) {
+        for index in 0..self.members.len() {
+            let member = &self.members[index];
+            let log = LogId::from(member.partition.id());
+            let versions = self.checkpoints.versions(log);
+            let newest = versions.last().map_or(Position(0), |info| info.manifest.position);
+            let behind = newest < member.partition.log_tail() || versions.len() < 2;
+            if member.writing.is_none() && behind && self.store.log_bytes(log) > LAGGARD_BYTES {
+                self.members[index].partition.request_checkpoint(now, &mut self.outbox);
+                self.obey(index, now, outside);
+            }
+        }
+    }
+
     fn checkpoint_event(&mut self, event: CheckpointEvent, now: Time, outside: &mut dyn Outside) {
         match event {
             CheckpointEvent::Written { log, version } => {
@@ -1101,6 +1139,7 @@ impl<D: Disk> Unit<D> {
                 if cut > Position(0) {
                     self.store.cut(log, cut.next());
                 }
+                self.move_laggards(now, outside);
             }
             CheckpointEvent::Failed { log, reason, .. } => {
                 let Some(index) = self.index(PartitionId(log.0)) else { return };

@@ -1,0 +1,145 @@
+//! A journal that ends before what a checkpoint proves is damage, not a short history.
+
+use rallypoint_base::id::{DirectoryId, Epoch, InputSeq, Lineage, PartitionId, SessionId, Ssn, StoreId};
+use rallypoint_base::time::Time;
+use rallypoint_engine::actor::{Actor, Cx};
+use rallypoint_engine::codec::{Codec, encode};
+use rallypoint_engine::command::{Outcome, Turned};
+use rallypoint_engine::effect::EffectKey;
+use rallypoint_engine::map::Map;
+use rallypoint_engine::parcel::{Body, Parcel, kind_tag};
+use rallypoint_engine::partition::{Ending, Limits};
+use rallypoint_engine::registry::Registry;
+use rallypoint_engine::unit::{Application, OpenError, Outside, Unit, UnitNotice, WitnessFactory};
+use rallypoint_rollback::pessimistic::Pessimistic;
+use rallypoint_rollback::protocol::Peer;
+use rallypoint_store::sim_disk::{SimDisk, SimDrive};
+use rallypoint_store::store::{Identity, OpenOptions, Options};
+use std::sync::Arc;
+use std::time::Duration;
+
+#[derive(Clone, Default, serde::Serialize, serde::Deserialize)]
+struct Counter(u64);
+
+impl Actor for Counter {
+    const KIND: &'static str = "counter";
+    type Message = u64;
+    type Reply = u64;
+    type Error = ();
+    fn handle(&mut self, add: u64, _cx: &mut Cx<'_>) -> Result<u64, ()> {
+        self.0 += add;
+        Ok(self.0)
+    }
+}
+
+/// Counts the answers; nothing else leaves this unit.
+#[derive(Default)]
+struct Answers(u64, u64);
+
+impl Outside for Answers {
+    fn reply(&mut self, _: SessionId, _: InputSeq, _: Outcome, _: &[u8]) {
+        self.0 += 1;
+    }
+    fn turn(&mut self, _: SessionId, _: InputSeq, why: Turned) {
+        panic!("turned away: {why}");
+    }
+    fn transmit(&mut self, _: PartitionId, _: PartitionId, _: Epoch, _: Ssn, _: u32, _: &[u8]) {}
+    fn receipt(&mut self, _: PartitionId, _: PartitionId, _: Epoch, _: Ssn) {}
+    fn perform(&mut self, _: PartitionId, _: EffectKey, _: &str, _: &[u8], _: Duration) {}
+    fn control(&mut self, _: PartitionId, _: Peer, _: &[u8]) {}
+    fn notice(&mut self, notice: UnitNotice) {
+        self.1 += u64::from(matches!(notice, UnitNotice::CheckpointWritten { .. }));
+    }
+}
+
+fn application() -> Application {
+    let mut registry = Registry::default();
+    registry.actor::<Counter>().unwrap();
+    Application {
+        registry: Arc::new(registry),
+        protocol: Arc::new(|_| Box::new(Pessimistic::default())),
+        limits: Limits::default(),
+        program: "test".into(),
+    }
+}
+
+fn options() -> Options {
+    Options { segment_len: 1 << 20, ..Options::default() }
+}
+
+fn ask(unit: &mut Unit<SimDisk>, seq: u64, answers: &mut Answers) {
+    let mut message = Vec::new();
+    encode(Codec::Named, 1, &1u64, &mut message).unwrap();
+    let mut parcel = Vec::new();
+    let body = Body::Message(&message);
+    Parcel { kind: kind_tag("counter"), key: "a", asker: None, body }.encode(&mut parcel);
+    let (session, seq) = (SessionId(1 << 32), InputSeq(seq));
+    unit.input(Time(1), PartitionId(0), session, seq, InputSeq(1), false, &parcel, answers);
+    while !unit.is_quiet() {
+        unit.pump_waiting(&mut || Time(1), answers);
+    }
+}
+
+#[test]
+fn a_journal_that_ends_before_a_checkpoint_is_refused_and_not_taken_for_a_short_history() {
+    let drive = SimDrive::new(1, "a");
+    let witness: WitnessFactory = Arc::new(|_| Box::new(()));
+    let map = Arc::new(Map::even(1, 1, 7).unwrap());
+    let identity = Identity {
+        store: StoreId(1),
+        lineage: Lineage(1),
+        directory: DirectoryId(0),
+        copies: 1,
+        meta: map.encode(),
+    };
+    let mut answers = Answers::default();
+    let disks = vec![SimDisk::open(&drive)];
+    let mut unit =
+        Unit::create(disks, identity, options(), map, application(), &witness, Time(1), &mut answers)
+            .unwrap();
+    for seq in 1..=20 {
+        ask(&mut unit, seq, &mut answers);
+    }
+    unit.request_checkpoints(Time(1), false, &mut answers);
+    for _ in 0..10_000 {
+        unit.pump(Time(1), &mut answers);
+        if answers.1 == 1 {
+            break;
+        }
+    }
+    assert_eq!((answers.0, answers.1), (20, 1), "twenty answers and one checkpoint");
+    drop(unit);
+
+    let open = |drive: &SimDrive| {
+        let disks = vec![SimDisk::open(drive)];
+        let open = OpenOptions { options: options(), ..OpenOptions::default() };
+        let ending = |_: PartitionId| Ending::default();
+        let mut answers = Answers::default();
+        Unit::open(disks, open, application(), &witness, &ending, Time(2), &mut answers)
+    };
+    // Whole, it opens.
+    assert!(open(&drive.fork(2)).is_ok());
+    // Everything behind the first few commits is lost, as by a disk that never wrote it.
+    let segment = drive.files().into_iter().map(|(name, _)| name).find(|name| name.starts_with("seg-"));
+    let segment = segment.expect("a segment");
+    for block in 4..256 {
+        drive.zero_block(&segment, block);
+    }
+    // What is left of the log ends before its checkpoint: named, and open for reading only.
+    match open(&drive.fork(3)) {
+        Ok((unit, report)) => {
+            assert!(!report.journal.lost.is_empty(), "what is lost is named");
+            assert!(unit.failure().is_some(), "nothing is written any more");
+        }
+        Err(error) => panic!("refused altogether: {error}"),
+    }
+    for block in 0..4 {
+        drive.zero_block(&segment, block);
+    }
+    // Nothing is left that could name what is lost: only the checkpoint proves that there was more.
+    match open(&drive) {
+        Err(OpenError::JournalBehind { found, proven }) => assert!(found < proven),
+        Err(other) => panic!("refused, but for another reason: {other}"),
+        Ok(_) => panic!("acknowledged inputs vanished without a word"),
+    }
+}
