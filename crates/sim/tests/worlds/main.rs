@@ -31,8 +31,9 @@ fn send(client: &mut TestClient<'_>, seed: u64, load: Load) {
     let mut random = Random::new(seed ^ 0xBA2);
     for id in 1..=load.transfers {
         let number = (id % load.clients as u64) as usize;
-        let key = format!("a{}", random.below(load.accounts));
-        let to = format!("a{}", random.below(load.accounts));
+        // Long names make commits of several blocks, of which a power loss may leave some.
+        let name = |number: u64| format!("a{number}{}", "-".repeat(if seed % 3 == 1 { 200 } else { 0 }));
+        let (key, to) = (name(random.below(load.accounts)), name(random.below(load.accounts)));
         let extra = match random.below(8) {
             0 => Extra::Effect,
             1 => Extra::Timer,
@@ -42,7 +43,7 @@ fn send(client: &mut TestClient<'_>, seed: u64, load: Load) {
         let amount = random.range(1, 300) as i64;
         client.send_as::<Account>(number, &key, &Order::Transfer { id, to, amount, extra });
         if random.chance(load.looks, 100) {
-            let key = format!("a{}", random.below(load.accounts));
+            let key = name(random.below(load.accounts));
             client.send_as::<Account>(number, &key, &Order::Look);
         }
         if random.chance(load.poison, 100) {
