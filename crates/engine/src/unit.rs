@@ -1235,7 +1235,7 @@ impl<D: Disk> Unit<D> {
         let ended = history.events.iter().rev().map(|event| event.kind);
         let ended = ended.into_iter().find(|kind| [EventKind::Opened, EventKind::Closed].contains(kind));
         let event = |kind| Event::new(now, kind);
-        if ended == Some(EventKind::Opened) {
+        if ended == Some(EventKind::Opened) && journal.last_commit > CommitSeq(0) {
             self.events.add(event(EventKind::Restart).with("why", "the last holder ended without closing"));
         }
         self.events.add(

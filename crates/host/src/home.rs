@@ -262,11 +262,16 @@ impl Home {
         let plan = self.shared.app.scrub();
         let asked = serving.unit.is_scrub_wanted();
         let rate = if asked { serving.scrubbing.asked } else { plan.bytes_per_second };
-        serving.scrubbing.step = now + Duration::from_secs_f64(SCRUB as f64 / rate.max(1) as f64);
+        // Somebody who asks for no bound gets none.
+        let pause = if rate == 0 { 0.0 } else { SCRUB as f64 / rate as f64 };
+        serving.scrubbing.step = now + Duration::from_secs_f64(pause);
         if serving.unit.scrub(SCRUB, now, &mut serving.outlet) {
             serving.scrubbing.pass = now + plan.every;
         }
+        // What was submitted is handed to the disk's threads, and its end is looked for.
+        serving.unit.pump(now, &mut serving.outlet);
         serving.outlet.flush(&self.shared);
+        serving.worked = true;
     }
 
     fn inbox_is_empty(&self) -> bool {

@@ -10,9 +10,9 @@
 use super::{
     Fault, Progress, ToolError, directories, identity_of, lock, note, now, present, read_only, writable,
 };
+use crate::message::Message;
 use crate::os::file_disk::{FileDisk, create_directory};
 use crate::os::lock::{DirectoryLock, LockError};
-use crate::remote::RemoteClient;
 use crate::root::{Root, RootError};
 use crate::sockets;
 use rallypoint_base::id::{DirectoryId, LogId, Position};
@@ -30,6 +30,8 @@ use rallypoint_store::store::{OpenOptions, Store, StoreEvent};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -285,23 +287,55 @@ fn asked_passes(paths: &[PathBuf]) -> Option<(u64, Option<Event>)> {
     Some((newest.as_ref().map_or(0, |event| event.time.0), newest))
 }
 
+/// Connections to the workers that serve a store.
+struct Workers {
+    place: PathBuf,
+    store: u64,
+    rate: u64,
+    streams: Vec<UnixStream>,
+}
+
+impl Workers {
+    /// Connects to everybody who listens. False when nobody does.
+    fn ask(&mut self) -> bool {
+        let entries = std::fs::read_dir(&self.place).into_iter().flatten().flatten();
+        let sockets =
+            entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "sock"));
+        self.streams = sockets.filter_map(|path| UnixStream::connect(path).ok()).collect();
+        !self.streams.is_empty()
+    }
+
+    /// Tells them what is wanted. Whoever does not hear it is found out by [`Workers::lost_one`].
+    fn wish(&mut self) {
+        let mut bytes = Vec::new();
+        Message::Hello { store: self.store, worker: u32::MAX, incarnation: 0 }.encode(&mut bytes);
+        Message::Scrub { bytes_per_second: self.rate }.encode(&mut bytes);
+        for stream in &mut self.streams {
+            // An end of the connection is seen when it is read.
+            let _ = stream.write_all(&bytes).and_then(|()| stream.set_nonblocking(true));
+        }
+    }
+
+    /// True when a connection has ended. (Nobody answers over them, so anything else is patience.)
+    fn lost_one(&mut self) -> bool {
+        let before = self.streams.len();
+        self.streams.retain_mut(|stream| match stream.read(&mut [0; 64]) {
+            Ok(count) => count > 0,
+            Err(error) => matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
+        });
+        self.streams.len() < before || before == 0
+    }
+}
+
 fn ask_workers(
     root: &Root,
     busy: LockError,
     bytes_per_second: u64,
     progress: &mut dyn Progress,
 ) -> Result<Scrubbing, ToolError> {
-    /// Nothing at all happens for this long: nobody listens.
-    const PATIENCE: Duration = Duration::from_secs(24 * 3600);
     let place = sockets::directory(root);
-    let listening = || {
-        std::fs::read_dir(&place).into_iter().flatten().flatten().any(|entry| {
-            let path = entry.path();
-            path.extension().is_some_and(|end| end == "sock")
-                && std::os::unix::net::UnixStream::connect(&path).is_ok()
-        })
-    };
-    if !listening() {
+    let mut workers = Workers { place, store: root.store.0, rate: bytes_per_second, streams: Vec::new() };
+    if !workers.ask() {
         return Err(ToolError::Served(busy, "`rallypoint events --kind scrubbed` shows them"));
     }
     let count = root.map.directory_count();
@@ -310,21 +344,14 @@ fn ask_workers(
         let before = asked_passes(&present(root, directory)).map_or(0, |(at, _)| at);
         waiting.insert(directory, before);
     }
-    let client = RemoteClient::connect(&root.dir, None)?;
-    client.request_scrub(bytes_per_second);
+    workers.wish();
     let (start, mut done) = (Instant::now(), Scrubbing { by_workers: true, ..Scrubbing::default() });
-    let mut asked = Instant::now();
     if let Some(&first) = waiting.keys().next() {
         progress.step("scrubbing (by its workers)", first, count);
     }
+    let mut alone = Instant::now();
     while !waiting.is_empty() {
-        std::thread::sleep(Duration::from_millis(200));
-        progress.more(0, 0);
-        // A worker that was started again meanwhile has forgotten.
-        if asked.elapsed() > Duration::from_secs(600) {
-            asked = Instant::now();
-            client.request_scrub(bytes_per_second);
-        }
+        std::thread::sleep(Duration::from_millis(100));
         for directory in waiting.keys().copied().collect::<Vec<_>>() {
             let Some((at, Some(event))) = asked_passes(&present(root, directory)) else { continue };
             if waiting.get(&directory).is_some_and(|&before| at > before) {
@@ -345,11 +372,17 @@ fn ask_workers(
                 });
             }
         }
-        if start.elapsed() > PATIENCE || !waiting.is_empty() && !listening() {
+        // A worker that was started again meanwhile has forgotten the wish.
+        if workers.lost_one() && workers.ask() {
+            workers.wish();
+        }
+        if !workers.streams.is_empty() {
+            alone = Instant::now();
+        } else if alone.elapsed() > Duration::from_secs(10) {
             return Err(ToolError::NoAnswer {
                 place: root.dir.clone(),
                 waited_s: start.elapsed().as_secs(),
-                next: "they ended or hang; run this again when they serve",
+                next: "they ended; run this again",
             });
         }
     }
