@@ -21,7 +21,10 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "a flipped bit in a mirrored store is named, and mended", run: flipped_bit_mirrored },
     Scenario { name: "a flipped bit without a mirror is named, and never invented", run: flipped_bit_alone },
     Scenario { name: "a failing write drops that copy, and the run goes on", run: failing_write_mirrored },
-    Scenario { name: "a failing write without a mirror stops the run, and a new start finishes it", run: failing_write_alone },
+    Scenario {
+        name: "a failing write without a mirror stops the run, and a new start finishes it",
+        run: failing_write_alone,
+    },
     Scenario { name: "a full disk stops the run, and space lets it finish", run: full_disk },
 ];
 
@@ -60,10 +63,7 @@ fn missing_prerequisites() -> Vec<&'static str> {
         .lines()
         .any(|line| line.strip_prefix("Uid:").is_some_and(|ids| ids.split_whitespace().nth(1) == Some("0")));
     let mut missing = Vec::new();
-    for (present, what) in [
-        (root, "root"),
-        (Path::new("/dev/loop-control").exists(), "/dev/loop-control"),
-    ] {
+    for (present, what) in [(root, "root"), (Path::new("/dev/loop-control").exists(), "/dev/loop-control")] {
         if !present {
             missing.push(what);
         }
@@ -139,11 +139,8 @@ fn run(
         command.env(name, value);
     }
     let output = command.output().map_err(|error| error.to_string())?;
-    let said = format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let said =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     Ok((output.status.code(), said))
 }
 
@@ -246,8 +243,18 @@ fn full_disk(root: &Path) -> Result<(), String> {
     let file = std::fs::File::create(&filler).map_err(|error| error.to_string())?;
     drop(file);
     sh("fallocate", &["-l", "240M", &filler.display().to_string()])?;
-    let mut arguments =
-        vec!["demo", "--dir", &dir, "--workers", "1", "--transfers", "1500000", "--kill-every", "0", "--json"];
+    let mut arguments = vec![
+        "demo",
+        "--dir",
+        &dir,
+        "--workers",
+        "1",
+        "--transfers",
+        "1500000",
+        "--kill-every",
+        "0",
+        "--json",
+    ];
     let said = expect(root, &arguments, &[], 2)?;
     if !said.to_lowercase().contains("space") {
         return Err(format!("the error does not speak of space: {said}"));

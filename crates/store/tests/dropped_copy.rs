@@ -25,8 +25,14 @@ fn the_commit_in_flight_lands_when_the_copy_it_waits_for_is_dropped() {
     let mut store = Store::create(disks, identity, options).unwrap();
     while store.wait().is_some() {}
     drives.iter().for_each(|drive| drive.set_completions(Completions::Manual));
-    let record =
-        Record { log: LogId(0), position: Position(1), epoch: store.epoch(), kind: 1, schema: 1, payload: b"x" };
+    let record = Record {
+        log: LogId(0),
+        position: Position(1),
+        epoch: store.epoch(),
+        kind: 1,
+        schema: 1,
+        payload: b"x",
+    };
     store.append(&record).unwrap();
     let commit = store.commit().unwrap();
     for pending in drives[0].pending() {
