@@ -67,7 +67,7 @@ enum Do {
 impl Actor for Witness {
     const KIND: &'static str = "witness";
     type Message = Do;
-    type Reply = Witness;
+    type Reply = Self;
     type Error = String;
 
     fn handle(&mut self, message: Do, cx: &mut Cx<'_>) -> Result<Self, String> {

@@ -125,7 +125,10 @@ fn main() -> ExitCode {
     run_tests(&arguments)
 }
 
-const SCENARIOS: [(&str, fn(&Path)); 10] = [
+/// A name, and what is done in a directory of its own.
+type Scenario = (&'static str, fn(&Path));
+
+const SCENARIOS: [Scenario; 10] = [
     ("transfers_are_made_exactly_once_while_workers_are_killed", transfers),
     ("poison_is_set_aside_after_two_ends_and_everything_else_goes_on", poison),
     ("poison_that_an_actor_sends_is_set_aside_too", poison_between_actors),
