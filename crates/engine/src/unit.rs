@@ -20,7 +20,8 @@ use crate::map::Map;
 use crate::partition::{Ending, Limits, Partition, ReplayError, Setup, Witness};
 use crate::registry::Registry;
 use rallypoint_base::id::{
-    CommitSeq, DirectoryId, Epoch, InputSeq, LogId, PartitionId, Position, SessionId, Ssn, Version,
+    CommitSeq, DirectoryId, Epoch, Generation, InputSeq, LogId, PartitionId, Position, SessionId, Ssn,
+    Version,
 };
 use rallypoint_base::time::Time;
 use rallypoint_base::wire::Malformed;
@@ -157,17 +158,6 @@ pub enum OpenError {
     /// A partition cannot be restored or replayed.
     #[error(transparent)]
     Replay(#[from] ReplayError),
-    /// The journal ends before what a checkpoint proves to have been durable.
-    #[error(
-        "the journal ends at commit {found}, but a checkpoint was completed after commit {proven} was due: \
-         acknowledged commits are missing at its end; run `rallypoint verify`, and `mend` from the mirror or restore a backup"
-    )]
-    JournalBehind {
-        /// The last commit that was found.
-        found: CommitSeq,
-        /// The commit that was being written when the checkpoint was cut.
-        proven: CommitSeq,
-    },
     /// No checkpoint can be restored, and the log does not reach back far enough to do without.
     #[error("{partition}: no checkpoint can be restored ({detail}) and the log begins after position {from}")]
     NoCheckpoint {
@@ -223,6 +213,29 @@ impl Behind {
         let silent = logs.chunks_exact(2).map(|log| LogId(u16::from_le_bytes([log[0], log[1]]))).collect();
         Ok((Self { point: ResumePoint::decode(point)?, silent }, header))
     }
+}
+
+/// Which commit of its journal a checkpoint proves to have been due when it was completed, as its header
+/// (with what stands behind it) says.
+///
+/// # Errors
+/// [`Malformed`] when nothing stands behind it.
+pub fn proven_commit(header: &[u8]) -> Result<CommitSeq, Malformed> {
+    Behind::split_off(header).map(|(behind, _)| behind.point.commit)
+}
+
+/// Makes the header of a checkpoint fit a journal that is written anew from its first commit (a restored
+/// one): the place that it remembers is the old journal's.
+///
+/// # Errors
+/// [`Malformed`] when nothing stands behind it.
+pub fn move_to_new_journal(header: &mut Vec<u8>) -> Result<(), Malformed> {
+    let (behind, own) = Behind::split_off(header)?;
+    let point = ResumePoint { commit: CommitSeq(1), generation: Generation(1), number: 0, previous: 0 };
+    let len = own.len();
+    header.truncate(len);
+    Behind { point, ..behind }.put_after(header);
+    Ok(())
 }
 
 /// Where replay may begin: the lowest point of all restored checkpoints. Nowhere but at the head when
@@ -402,14 +415,6 @@ impl<D: Disk> Unit<D> {
             RecoverError::Store(error) => OpenError::Store(error),
             RecoverError::Sink(error) => error,
         })?;
-        // A checkpoint was given its name only once the journal was durable up to its point.
-        let proven = restored.iter().flatten().map(|behind| behind.point.commit).max();
-        if let Some(proven) = proven
-            && journal.lost.is_empty()
-            && journal.last_commit.next() < proven
-        {
-            return Err(OpenError::JournalBehind { found: journal.last_commit, proven });
-        }
         report.journal = journal;
         report.replayed = replayed;
         for (member, error) in members.iter_mut().zip(stopped) {

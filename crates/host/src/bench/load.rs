@@ -36,7 +36,7 @@ pub(super) struct Add {
 
 impl Add {
     pub(super) fn new() -> Self {
-        Self { amount: 1, text: "x".repeat(83) }
+        Self { amount: 1, text: "x".repeat(84) }
     }
 }
 
