@@ -7,7 +7,7 @@
 use super::walk::Walk;
 use super::{Fault, Progress, ToolError, directories, identity_of, observe, present, read_only};
 use crate::root::Root;
-use rallypoint_base::id::{DirectoryId, PartitionId, Ssn};
+use rallypoint_base::id::{CommitSeq, DirectoryId, PartitionId, Ssn};
 use rallypoint_base::limits::BLOCK;
 use rallypoint_store::checkpoint::Finding as CheckpointFinding;
 use rallypoint_store::copies::Copies;
@@ -119,8 +119,18 @@ pub fn verify(
         for path in &paths {
             superblock_slots(directory, path, &mut found);
         }
+        walk.proven = CommitSeq(0);
         match verify_all(read_only(&paths)?, true, &mut walk) {
             Ok(report) => {
+                let last = report.journal.journal.last_commit;
+                if report.journal.is_whole() && last.next() < walk.proven {
+                    let what = format!(
+                        "the journal ends at commit {last}, but a checkpoint was completed after commit {} was due: \
+                         acknowledged records are lost; bring back a missing copy, or restore a backup",
+                        walk.proven
+                    );
+                    found.findings.push(Fault::of("journal_behind", directory, what));
+                }
                 if !report.journal.is_whole() {
                     blind.push(directory);
                 }

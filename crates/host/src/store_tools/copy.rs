@@ -18,6 +18,7 @@ use crate::os::file_disk::{FileDisk, FileDiskOptions, create_directory};
 use crate::os::lock::DirectoryLock;
 use crate::root::{Root, RootError, read_identity, write_identity};
 use rallypoint_base::id::{DirectoryId, Lineage, LogId, Position};
+use rallypoint_engine::unit::move_to_new_journal;
 use rallypoint_store::backup::{Recheck, backup as backup_directory, read as read_backup, restore_until};
 use rallypoint_store::event_log::{Event, EventKind};
 use rallypoint_store::store::Options;
@@ -240,15 +241,23 @@ pub fn restore(
         checkpoints: 0,
         beyond_cut,
     };
+    let mut adapt = |header: &mut Vec<u8>| move_to_new_journal(header).map_err(|error| error.to_string());
     let count = root.map.directory_count();
     for directory in directories(&root) {
         progress.step("restoring", directory, count);
         let options = FileDiskOptions { allow_unsuitable, ..FileDiskOptions::default() };
         let disks: Result<Vec<_>, _> =
             paths(directory).into_iter().map(|path| FileDisk::open(path, options.clone())).collect();
-        let report =
-            restore_until(source(from, directory)?, None, disks?, root.lineage, Options::default(), &cut)
-                .map_err(|error| ToolError::Restore { directory, error })?;
+        let report = restore_until(
+            source(from, directory)?,
+            None,
+            disks?,
+            root.lineage,
+            Options::default(),
+            &cut,
+            &mut adapt,
+        )
+        .map_err(|error| ToolError::Restore { directory, error })?;
         progress.more(report.records, 0);
         done.records += report.records;
         done.checkpoints += report.checkpoints.len() as u64;

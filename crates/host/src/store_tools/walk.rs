@@ -3,10 +3,11 @@
 //! Decides nothing about bytes: it is handed records and headers that are proven sound. Keeps, for
 //! each partition, what its newest usable checkpoint says, and adds the records behind it.
 
-use rallypoint_base::id::{Epoch, LogId, PartitionId, Position, Ssn, Version};
+use rallypoint_base::id::{CommitSeq, Epoch, LogId, PartitionId, Position, Ssn, Version};
 use rallypoint_base::wire::Malformed;
 use rallypoint_engine::record::{InputRecord, Source, Verdict, decode_drop, kind};
 use rallypoint_engine::snapshot::{HeaderSummary, SetAside, inspect_header};
+use rallypoint_engine::unit::proven_commit;
 use rallypoint_store::record::Record;
 use rallypoint_store::verify::Visitor;
 use std::collections::BTreeMap;
@@ -44,6 +45,8 @@ pub(super) struct Walk<'a> {
     pub(super) logs: BTreeMap<LogId, LogView>,
     /// Records and headers that are sound and make no sense.
     pub(super) nonsense: Vec<(LogId, String)>,
+    /// The highest commit that a checkpoint proves to have been due; whoever walks resets it.
+    pub(super) proven: CommitSeq,
     keep_moves: bool,
     pub(super) progress: &'a mut dyn super::Progress,
     counted: u64,
@@ -51,7 +54,14 @@ pub(super) struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     pub(super) fn new(progress: &'a mut dyn super::Progress, keep_moves: bool) -> Self {
-        Self { logs: BTreeMap::new(), nonsense: Vec::new(), keep_moves, progress, counted: 0 }
+        Self {
+            logs: BTreeMap::new(),
+            nonsense: Vec::new(),
+            proven: CommitSeq(0),
+            keep_moves,
+            progress,
+            counted: 0,
+        }
     }
 
     fn take(&mut self, record: &Record<'_>) -> Result<(), Malformed> {
@@ -105,6 +115,9 @@ impl Visitor for Walk<'_> {
                 return;
             }
         };
+        if newest && let Ok(proven) = proven_commit(header) {
+            self.proven = self.proven.max(proven);
+        }
         let view = self.logs.entry(log).or_default();
         view.epoch = view.epoch.max(summary.epoch);
         for &(to, ssn, _) in &summary.sent {

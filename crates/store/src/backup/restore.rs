@@ -86,12 +86,13 @@ pub fn restore<B: Disk, D: Disk>(
     lineage: Lineage,
     options: Options,
 ) -> Result<RestoreReport, RestoreError> {
-    restore_until(backup, which, disks, lineage, options, &BTreeMap::new())
+    restore_until(backup, which, disks, lineage, options, &BTreeMap::new(), &mut |_| Ok(()))
 }
 
 /// Like [`restore`], but takes of each log only what stands at or before its position in `until` (and
 /// everything of a log that has none there). So directories whose images were taken at different
-/// instants are brought to one consistent cut.
+/// instants are brought to one consistent cut. `adapt` makes the engine's header of a checkpoint fit the
+/// new journal, which has other commits in other places.
 ///
 /// # Errors
 /// [`RestoreError`], also when a log's records begin behind every checkpoint that the cut leaves.
@@ -102,6 +103,7 @@ pub fn restore_until<B: Disk, D: Disk>(
     lineage: Lineage,
     options: Options,
     until: &BTreeMap<LogId, Position>,
+    adapt: &mut dyn FnMut(&mut Vec<u8>) -> Result<(), String>,
 ) -> Result<RestoreReport, RestoreError> {
     let (backup, index) = choose(backup, which)?;
     if index.lineage == lineage {
@@ -156,7 +158,7 @@ pub fn restore_until<B: Disk, D: Disk>(
         }
     }
     for info in &versions {
-        copy_version(&mut source, &mut from, &mut to, &mut target, info)?;
+        copy_version(&mut source, &mut from, &mut to, &mut target, info, adapt)?;
     }
     if to.commit_idle().is_some() {
         drain(&mut to)?;
@@ -250,6 +252,7 @@ fn copy_version<B: Disk, D: Disk>(
     to: &mut Store<D>,
     target: &mut CheckpointStore,
     info: &VersionInfo,
+    adapt: &mut dyn FnMut(&mut Vec<u8>) -> Result<(), String>,
 ) -> Result<(), RestoreError> {
     let manifest = &info.manifest;
     let (log, version) = (manifest.log, manifest.version);
@@ -279,7 +282,8 @@ fn copy_version<B: Disk, D: Disk>(
         return Err(failed(why));
     }
     read.map_err(unreadable)?;
-    let header = from.read_header(source.copies(), log, version).map_err(unreadable)?;
+    let mut header = from.read_header(source.copies(), log, version).map_err(unreadable)?;
+    adapt(&mut header).map_err(|why| RestoreError::Damaged { why })?;
     target.finish(to.copies(), log, &header).map_err(refused)?;
     wait_until(to, target, |target| !target.is_writing(log)).map_err(failed)?;
     if info.pinned {
