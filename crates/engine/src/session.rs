@@ -5,7 +5,7 @@
 //! [`SESSION_TTL`]. Never runs anything and never drops a reply early.
 //!
 //! Invariant: for each (session, seq) at most one verdict exists; `seq < acknowledged_below` is
-//! [`Known::TooOld`] for ever, which is right, since the client had the answer.
+//! "too old" for ever, which is right, since the client had the answer.
 //!
 //! A session's id carries the second it was opened in (upper 32 bits), so that a retry which comes
 //! after its session was forgotten is recognised without remembering anything.
