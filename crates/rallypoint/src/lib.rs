@@ -2,7 +2,7 @@
 //!
 //! What is here today: durable actors in your own process ([`App::open`]) or in worker processes
 //! that survive `kill -9` ([`App::supervise`]), on a mirrored, self-checking store; the simulator
-//! that proves them, for your own actors, as [`test`]; and [`Recoverable`] for state in memory.
+//! that proves them, for your own actors, as [`mod@test`]; and [`Recoverable`] for state in memory.
 //!
 //! ```
 //! use rallypoint::{Actor, App, Cx};
