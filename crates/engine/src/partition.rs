@@ -547,31 +547,33 @@ impl Partition {
             return Ok(false);
         }
         let id = self.setup.id;
-        let malformed = |what: String| move |error| ReplayError::Malformed { partition: id, what, error };
+        // The text is made when it is needed: this runs for every record.
+        let malformed = |what: &'static str| {
+            move |error| ReplayError::Malformed { partition: id, what: format!("{what} {position}"), error }
+        };
         self.content_is_whole()?;
         match kind {
             kind::INPUT => {
-                let record = InputRecord::decode(payload).map_err(malformed(format!("record {position}")))?;
+                let record = InputRecord::decode(payload).map_err(malformed("record"))?;
                 self.epoch = epoch;
                 self.replay_input(position, &record)?;
                 self.checkpoint.runs += 1;
                 self.checkpoint.bytes += payload.len() as u64;
             }
             kind::MARK => {
-                let (identity, count) =
-                    record::decode_mark(payload).map_err(malformed(format!("mark {position}")))?;
+                let (identity, count) = record::decode_mark(payload).map_err(malformed("mark"))?;
                 self.marks.insert(identity, Mark { ends: count >> 1, pending: count & 1 == 1 });
                 self.position = self.position.next();
             }
             kind::PROTOCOL | kind::STOP => self.position = self.position.next(),
             kind::EPOCH => self.epoch = epoch, // no run: the position stays
             kind::DROP => {
-                let run = record::decode_drop(payload).map_err(malformed(format!("drop {position}")))?;
+                let run = record::decode_drop(payload).map_err(malformed("drop"))?;
                 self.set_aside.retain(|entry| entry.position != run);
             }
             other => {
                 let error = Malformed { field: "record kind of a newer release", offset: other.into() };
-                return Err(malformed(format!("record {position}"))(error));
+                return Err(malformed("record")(error));
             }
         }
         self.log_tail = position;

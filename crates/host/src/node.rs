@@ -390,7 +390,11 @@ impl Node {
         };
         let now = shared.clock.now();
         let mut outlet = home.outlet();
-        let application = app.application();
+        let mut application = app.application();
+        // The partitions of a directory are replayed one after the other: together they must not take
+        // longer than one may.
+        let partitions = root.map.partitions_in(directory).count().max(1) as u64;
+        application.limits.checkpoint_runs = (application.limits.checkpoint_runs / partitions).max(1);
         let (mut unit, report) = if root.is_new {
             let identity = Identity {
                 store: root.store,

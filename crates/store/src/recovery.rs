@@ -35,6 +35,8 @@ use thiserror::Error;
 const DEPTH: usize = 8;
 /// Bytes of one read.
 const CHUNK: usize = 1 << 20;
+/// Bytes of the first read at a new place, before it is known that more will be wanted there.
+const FIRST: usize = 64 << 10;
 /// How far behind the end of the chain later commits are looked for: four times the largest commit.
 const EXAMINED: u64 = 16 << 20;
 /// Findings that are listed; more are only counted.
@@ -196,10 +198,16 @@ impl Chunk {
     }
 }
 
-/// Sequential reading with several reads in flight on every copy.
+/// Sequential reading with several reads in flight on every copy. After a checkpoint the chain is
+/// mostly short, and what lies behind its end is only looked at: so it reads ahead as far as it is
+/// told ([`Recovery::want`]), else as far again as was read in a row.
 #[derive(Debug, Default)]
 struct Reader {
+    /// Where reading in a row began.
+    since: Address,
     next: Address,
+    /// Everything before will be looked at, and nothing after it yet.
+    wanted: Option<Address>,
     ahead: VecDeque<Ahead>,
 }
 
@@ -577,12 +585,20 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
 
     // ---- reading -------------------------------------------------------------------------------
 
-    fn fill(&mut self) {
+    /// Everything from where it reads now up to `until` will be looked at.
+    fn want(&mut self, until: Address) {
+        self.reader.wanted = Some(until);
+    }
+
+    /// Reads ahead of `position`.
+    fn fill(&mut self, position: Address) {
+        let in_a_row = position.saturating_sub(self.reader.since).max((FIRST / BLOCK) as u64);
+        let until = self.reader.wanted.unwrap_or(position + in_a_row).min(self.end());
         let mut submitted = false;
-        while self.reader.ahead.len() < DEPTH && self.reader.next < self.end() {
+        while self.reader.ahead.len() < DEPTH && self.reader.next < until {
             let at = self.reader.next;
             let inside = at % self.segment_blocks;
-            let blocks = (self.segment_blocks - inside).min((CHUNK / BLOCK) as u64);
+            let blocks = (self.segment_blocks - inside).min((CHUNK / BLOCK) as u64).min(until - at);
             let segment = (at / self.segment_blocks) as usize;
             let mut tickets = Vec::with_capacity(2);
             for copy in self.mirror.copies.live() {
@@ -615,9 +631,10 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
             }
         }
         if self.reader.ahead.is_empty() {
-            self.reader.next = at;
+            (self.reader.since, self.reader.next) = (at, at);
+            self.reader.wanted = self.reader.wanted.filter(|&wanted| wanted > at);
         }
-        self.fill();
+        self.fill(at);
         let Some(ahead) = self.reader.ahead.pop_front() else { return Ok(false) };
         let mut parts = Vec::with_capacity(2);
         for (copy, ticket) in ahead.tickets {
@@ -634,7 +651,7 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
         }
         self.chunk = Some(Chunk { at: ahead.at, blocks: ahead.blocks, parts });
         // The next reads run while this chunk is looked at.
-        self.fill();
+        self.fill(ahead.at + ahead.blocks);
         Ok(true)
     }
 
@@ -912,6 +929,8 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
         let mut exam = Exam::default();
         let mut at = chain.at;
         let window = EXAMINED / BLOCK as u64;
+        let segment_end = |at: Address, blocks: u64| (at / blocks + 1) * blocks;
+        self.want((at + window).min(segment_end(at, self.segment_blocks)));
         while let Some(seen) = self.see(at)? {
             let mut junk = false;
             let mut counted = false;
@@ -958,7 +977,10 @@ impl<'a, 's, D: Disk, E> Recovery<'a, 's, D, E> {
                 at / self.segment_blocks * self.segment_blocks
             };
             if !junk && at - from >= window {
-                at = (at / self.segment_blocks + 1) * self.segment_blocks;
+                at = segment_end(at, self.segment_blocks);
+            }
+            if at.is_multiple_of(self.segment_blocks) {
+                self.want((at + window).min(segment_end(at, self.segment_blocks)));
             }
         }
         Ok(exam)
