@@ -95,11 +95,43 @@ fn look_closely(config: &Config, fd: c_int) -> (u8, u64) {
     let synced = raw::flags(fd) & (libc::O_DSYNC | libc::O_SYNC) != 0;
     let flags = if folder { DIRECTORY } else { 0 } | if synced { DURABLE } else { 0 };
     let head = Head { inode: stat.st_ino, flags, ..Head::new(Kind::Known) };
-    notes::note(config, head, path.as_bytes(), &[]);
+    let known = notes::note(config, head, path.as_bytes(), &[]);
+    if !folder && stat.st_size > 0 {
+        seen(config, fd, known, stat.st_ino);
+    }
     let class = match (folder, synced) {
         (true, _) => FOLDER,
         (false, true) => DURABLE_FILE,
         (false, false) => FILE,
     };
     (class, stat.st_ino)
+}
+
+/// Bytes of one note about what a file holds.
+const PIECE: usize = 1 << 18;
+
+/// Notes what is in a file that was just opened. A process that is killed in the middle of a write
+/// leaves no end of it, and only what its successor finds tells what became of it.
+fn seen(config: &Config, fd: c_int, known: u64, inode: u64) {
+    let Some(own) = raw::open_again(fd) else { return };
+    // Not on the stack, which may be small, and not on the heap, whose lock may be held.
+    // SAFETY: a new private mapping that nothing else knows of.
+    let buffer = unsafe {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        libc::mmap(std::ptr::null_mut(), PIECE, access, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+    };
+    if buffer == libc::MAP_FAILED {
+        raw::give_up("no memory to read a file into");
+    }
+    let mut offset = 0;
+    loop {
+        let read = raw::system_call!(libc::SYS_pread64, own, buffer, PIECE, offset);
+        let Some(len) = usize::try_from(read).ok().filter(|len| *len > 0) else { break };
+        let head = Head { inode, offset, len: len as u64, of: known, ..Head::new(Kind::Seen) };
+        notes::note(config, head, &[], &[libc::iovec { iov_base: buffer, iov_len: len }]);
+        offset += len as u64;
+    }
+    // SAFETY: mapped above, and no longer used.
+    unsafe { libc::munmap(buffer, PIECE) };
+    raw::close(own);
 }

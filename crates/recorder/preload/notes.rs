@@ -182,7 +182,7 @@ pub(crate) fn note(config: &Config, mut head: Head, path: &[u8], data: &[iovec])
         return order;
     }
     let len: usize = data.iter().map(|part| part.iov_len).sum();
-    let zeroes = head.kind == Kind::Write && data.iter().all(is_zero);
+    let zeroes = matches!(head.kind, Kind::Write | Kind::Seen) && data.iter().all(is_zero);
     if zeroes {
         head.flags |= ZEROES;
     }

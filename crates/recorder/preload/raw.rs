@@ -117,6 +117,18 @@ impl PathBuffer {
     }
 }
 
+/// A second descriptor of the same file, to read it through the page cache whatever the first was
+/// opened for.
+pub(crate) fn open_again(fd: c_int) -> Option<c_int> {
+    let mut link = PathBuffer::new();
+    let mut digits = [0; 12];
+    if !(link.push(b"/proc/self/fd/") && link.push(decimal(fd, &mut digits))) {
+        return None;
+    }
+    let again = open(libc::AT_FDCWD, link.as_c_str()?, libc::O_RDONLY | libc::O_CLOEXEC, 0);
+    c_int::try_from(again).ok().filter(|again| *again >= 0)
+}
+
 /// The path of an open file as the kernel tells it.
 pub(crate) fn path_of(fd: c_int) -> Option<PathBuffer> {
     let mut link = PathBuffer::new();

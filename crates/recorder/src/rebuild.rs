@@ -263,7 +263,7 @@ impl<'a> History<'a> {
                     self.name_change(operation, NameChange::Add { path, node: Node::Directory });
                 }
             }
-            What::Send { .. } | What::Ledger { .. } => {}
+            What::Send { .. } | What::Ledger { .. } | What::Seen { .. } => {}
         }
     }
 

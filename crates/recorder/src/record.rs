@@ -56,11 +56,14 @@ pub enum Kind {
     Ledger,
     /// End of the operation that began at `of`: result (negative: the error number), inode, offset.
     End,
+    /// What a process found in a file when it opened it, the note of which is `of`: inode, offset,
+    /// length, data (none when all zeroes).
+    Seen,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
-        const ALL: [Kind; 13] = [
+        const ALL: [Kind; 14] = [
             Kind::Known,
             Kind::Create,
             Kind::Write,
@@ -74,6 +77,7 @@ impl Kind {
             Kind::Send,
             Kind::Ledger,
             Kind::End,
+            Kind::Seen,
         ];
         ALL.into_iter().find(|kind| *kind as u8 == byte)
     }

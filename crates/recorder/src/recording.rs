@@ -3,6 +3,8 @@
 //! Decides what is one operation (a begin and its end), nothing about durability. Never fails on
 //! a record that is cut at the end of a file: its process was killed while writing it.
 
+mod interrupted;
+
 use crate::record::{CREATED, CUTS, DIRECTORY, DURABLE, HEAD, Head, Kind, RECORD_SUFFIX, ZEROES};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -42,6 +44,9 @@ pub enum What {
     Send { len: u64, head: Vec<u8> },
     /// Bytes were written to the ledger.
     Ledger { data: Vec<u8> },
+    /// A process found this in a file when it opened it (the note of which is `opened`); `None`
+    /// stands for zeroes.
+    Seen { opened: Instant, inode: u64, offset: u64, len: u64, data: Option<Vec<u8>> },
 }
 
 /// One recorded operation.
@@ -115,13 +120,37 @@ impl Recording {
             finish(operation, &end);
         }
         let directory = fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
-        Ok(Self { directory, base: None, operations: begins.into_values().collect() })
+        let operations = interrupted::settle(begins.into_values().collect());
+        Ok(Self { directory, base: None, operations })
     }
 
     /// Gives a copy of what was in the directory, durably, before the recording began.
     #[must_use]
     pub fn with_base(mut self, base: &Path) -> Self {
         self.base = Some(base.to_owned());
+        self
+    }
+
+    /// The same recording had nothing whose path contains this ever been synced: what a test of the
+    /// test is made with, since a store that forgets a sync must be found out.
+    #[must_use]
+    pub fn without_syncs_of(mut self, part: &str) -> Self {
+        let meant = |path: &Path| path.to_string_lossy().contains(part);
+        let named = self.operations.iter().filter_map(|operation| match &operation.what {
+            What::Known { inode, path, .. } | What::Create { inode, path, .. } if meant(path) => Some(*inode),
+            What::Rename { inode, from, to } if meant(from) || meant(to) => Some(*inode),
+            _ => None,
+        });
+        let inodes: BTreeSet<u64> = named.collect();
+        self.operations.retain(
+            |operation| !matches!(&operation.what, What::Sync { inode, .. } if inodes.contains(inode)),
+        );
+        for operation in &mut self.operations {
+            match &mut operation.what {
+                What::Write { inode, durable, .. } if inodes.contains(inode) => *durable = false,
+                _ => {}
+            }
+        }
         self
     }
 
@@ -222,7 +251,7 @@ fn parse(
         }
         let what = what(&head, name, data).ok_or_else(|| invalid(path, "a renaming without two names"))?;
         let (pid, tid, begin) = (head.pid, head.tid, head.order);
-        let end = (head.kind == Kind::Known).then_some(begin);
+        let end = matches!(head.kind, Kind::Known | Kind::Seen).then_some(begin);
         begins.insert(begin, Operation { begin, end, result: 0, pid, tid, what });
     }
     Ok(())
@@ -251,6 +280,10 @@ fn what(head: &Head, name: &[u8], data: &[u8]) -> Option<What> {
         Kind::RemoveDirectory => What::RemoveDirectory { path: path(name) },
         Kind::Send => What::Send { len, head: data.to_vec() },
         Kind::Ledger => What::Ledger { data: data.to_vec() },
+        Kind::Seen => {
+            let data = (!is(ZEROES)).then(|| data.to_vec());
+            What::Seen { opened: head.of, inode, offset, len, data }
+        }
         Kind::End => return None,
     })
 }

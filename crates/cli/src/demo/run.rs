@@ -79,6 +79,9 @@ pub(crate) struct Arguments {
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
+    /// Bytes of a log segment: small ones make a small store quickly, which the recorder's test needs.
+    #[arg(long, hide = true, value_name = "BYTES")]
+    segment_bytes: Option<u64>,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -139,6 +142,9 @@ fn try_run(arguments: &Arguments) -> Result<u8, String> {
     let begun = find(arguments, &dir)?;
     let place = begin(arguments, &dir, begun)?;
     let mut app = application().layout(2 * usize::from(arguments.workers), usize::from(arguments.workers));
+    if let Some(bytes) = arguments.segment_bytes {
+        app = app.segment_len(bytes);
+    }
     if let Some(mirror) = &arguments.mirror {
         app = app.mirror(mirror);
     }
