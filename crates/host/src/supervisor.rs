@@ -186,7 +186,7 @@ impl App {
 /// Starts one worker, listens to it until it ends, makes sure that it is dead, starts it again.
 fn monitor(worker: &Worker, plan: &Plan, stopping: &AtomicBool) {
     loop {
-        if let Err(reason) = start(worker, plan) {
+        if let Err(reason) = start(worker, plan, stopping) {
             let mut state = worker.lock();
             state.phase = Phase::Ended;
             state.reason = Some(reason);
@@ -241,7 +241,7 @@ fn monitor(worker: &Worker, plan: &Plan, stopping: &AtomicBool) {
     }
 }
 
-fn start(worker: &Worker, plan: &Plan) -> Result<(), String> {
+fn start(worker: &Worker, plan: &Plan, stopping: &AtomicBool) -> Result<(), String> {
     let mut command = Command::new(&plan.program);
     command
         .args(&plan.arguments)
@@ -259,6 +259,10 @@ fn start(worker: &Worker, plan: &Plan) -> Result<(), String> {
         command.spawn().map_err(|error| format!("{} cannot be started: {error}", plan.program.display()))?;
     let mut state = worker.lock();
     state.input = child.stdin.take();
+    // Whoever asked all workers to stop while this one was between two lives found nobody to ask.
+    if stopping.load(Ordering::SeqCst) {
+        ask_to_stop(&mut state);
+    }
     state.pid = child.id();
     state.child = Some(child);
     state.phase = Phase::Starting;
@@ -266,6 +270,13 @@ fn start(worker: &Worker, plan: &Plan) -> Result<(), String> {
     state.starts += 1;
     worker.changed.notify_all();
     Ok(())
+}
+
+/// One that does not listen has ended, which its monitor sees.
+fn ask_to_stop(state: &mut WorkerState) {
+    if let Some(input) = &mut state.input {
+        let _ = input.write_all(b"stop\n").and_then(|()| input.flush());
+    }
 }
 
 fn hear(worker: &Worker, line: &str) {
@@ -427,9 +438,7 @@ impl Supervisor {
     fn end(&mut self, patience: Duration) -> bool {
         self.stopping.store(true, Ordering::SeqCst);
         for worker in &self.workers {
-            if let Some(input) = &mut worker.lock().input {
-                let _ = input.write_all(b"stop\n").and_then(|()| input.flush());
-            }
+            ask_to_stop(&mut worker.lock());
         }
         let deadline = Instant::now() + patience;
         let mut orderly = true;

@@ -128,7 +128,7 @@ fn main() -> ExitCode {
 /// A name, and what is done in a directory of its own.
 type Scenario = (&'static str, fn(&Path));
 
-const SCENARIOS: [Scenario; 10] = [
+const SCENARIOS: [Scenario; 11] = [
     ("transfers_are_made_exactly_once_while_workers_are_killed", transfers),
     ("poison_is_set_aside_after_two_ends_and_everything_else_goes_on", poison),
     ("poison_that_an_actor_sends_is_set_aside_too", poison_between_actors),
@@ -139,6 +139,7 @@ const SCENARIOS: [Scenario; 10] = [
     ("an_orderly_stop_leaves_nothing_to_replay", orderly),
     ("an_orderly_stop_under_load_leaves_nothing_to_replay", orderly_under_load),
     ("a_stop_in_which_a_worker_was_killed_is_not_orderly", killed_while_stopping),
+    ("a_stop_between_two_lives_of_a_worker_waits_for_nobody", stopped_between_lives),
 ];
 
 /// What a harness would do: a filter, a line for each, a sum.
@@ -517,4 +518,16 @@ fn killed_while_stopping(dir: &Path) {
     signal(pid, libc::SIGKILL).expect("killed");
     assert!(!stopping.join().expect("no panic"), "a worker that was killed did not stop in order");
     assert_eq!(sum(&app().open(others).expect("opens")).0, 0);
+}
+
+fn stopped_between_lives(dir: &Path) {
+    for round in 0..12 {
+        let supervisor = supervise(dir);
+        supervisor.kill(1).expect("it ran");
+        // From before the kill is noticed until the successor listens.
+        thread::sleep(Duration::from_micros(400 * round));
+        let begun = Instant::now();
+        supervisor.stop(PATIENCE);
+        assert!(begun.elapsed() < PATIENCE / 2, "round {round}: {:?}", begun.elapsed());
+    }
 }
