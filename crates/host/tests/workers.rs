@@ -527,7 +527,7 @@ fn stopped_between_lives(dir: &Path) {
         // From before the kill is noticed until the successor listens.
         thread::sleep(Duration::from_micros(400 * round));
         let begun = Instant::now();
-        supervisor.stop(PATIENCE);
+        let _ = supervisor.stop(PATIENCE);
         assert!(begun.elapsed() < PATIENCE / 2, "round {round}: {:?}", begun.elapsed());
     }
 }
