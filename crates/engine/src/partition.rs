@@ -57,7 +57,8 @@ pub struct Limits {
     /// Runs since the last cut after which a checkpoint is due (`recovery_target` times the replay
     /// rate).
     pub checkpoint_runs: u64,
-    /// Bytes logged since the last cut after which a checkpoint is due.
+    /// Bytes logged since the last cut after which a checkpoint is due; also bytes of the journal that
+    /// a partition may hold up with few records of its own before it is moved forward.
     pub checkpoint_bytes: u64,
     /// Increments on one full image before the next full one.
     pub chain_length: u32,
@@ -1069,6 +1070,12 @@ impl Partition {
             self.tell(ProtocolEvent::CheckpointDue, out);
             self.flush(out);
         }
+    }
+
+    /// As [`Self::request_checkpoint`], and it is to be a full image.
+    pub fn request_full_checkpoint(&mut self, now: Time, out: &mut Outbox) {
+        self.checkpoint.needs_full = true;
+        self.request_checkpoint(now, out);
     }
 
     /// Writes down an orderly stop: nothing was running, nothing is suspect.

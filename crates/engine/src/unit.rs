@@ -308,8 +308,6 @@ enum Inner {
     Control { from: PartitionId, to: PartitionId, bytes: Vec<u8> },
 }
 
-/// A partition that holds more journal than this is checkpointed with its neighbours.
-const LAGGARD_BYTES: u64 = 64 << 20;
 /// How often sessions that were idle for too long are looked for.
 const EXPIRY: Duration = Duration::from_secs(3600);
 
@@ -1114,17 +1112,26 @@ impl<D: Disk> Unit<D> {
     }
 
     /// A partition that hardly runs still holds the journal at its oldest record: it is moved forward
-    /// by checkpointing it, not by rewriting its records. Twice, since the log is let go only with two
-    /// chains that share no part.
+    /// by checkpointing it, not by rewriting its records. One that does not run at all needs a second
+    /// full image of the same state, since the log is let go only with two chains that share no part.
     fn move_laggards(&mut self, now: Time, outside: &mut dyn Outside) {
+        let bound = self.application.limits.checkpoint_bytes;
         for index in 0..self.members.len() {
-            let member = &self.members[index];
+            let member = &mut self.members[index];
+            if member.writing.is_some() {
+                continue;
+            }
             let log = LogId::from(member.partition.id());
-            let versions = self.checkpoints.versions(log);
-            let newest = versions.last().map_or(Position(0), |info| info.manifest.position);
-            let behind = newest < member.partition.log_tail() || versions.len() < 2;
-            if member.writing.is_none() && behind && self.store.log_bytes(log) > LAGGARD_BYTES {
-                self.members[index].partition.request_checkpoint(now, &mut self.outbox);
+            let newest =
+                self.checkpoints.newest(log).and_then(|version| self.checkpoints.version(log, version));
+            let newest = newest.map_or(Position(0), |info| info.manifest.position);
+            if newest < member.partition.log_tail() {
+                if self.store.log_bytes_since(log, newest.next()) > bound {
+                    member.partition.request_checkpoint(now, &mut self.outbox);
+                    self.obey(index, now, outside);
+                }
+            } else if self.store.log_bytes(log) > bound {
+                member.partition.request_full_checkpoint(now, &mut self.outbox);
                 self.obey(index, now, outside);
             }
         }

@@ -882,8 +882,18 @@ impl<D: Disk> Store<D> {
         self.slot_bytes(slot)
     }
 
+    /// Bytes of journal since the segment of the log's first record at this position or behind it.
+    #[must_use]
+    pub fn log_bytes_since(&self, log: LogId, position: Position) -> u64 {
+        let Some(slot) = self.logs.all().iter().position(|state| state.log == log) else { return 0 };
+        self.bytes_since(slot, position)
+    }
+
     fn slot_bytes(&self, slot: usize) -> u64 {
-        let low = self.logs.all()[slot].low;
+        self.bytes_since(slot, self.logs.all()[slot].low)
+    }
+
+    fn bytes_since(&self, slot: usize, low: Position) -> u64 {
         self.segments
             .iter()
             .skip_while(|segment| segment.range(slot).is_none_or(|(_, last)| last < low))

@@ -1,4 +1,5 @@
-//! A journal that ends before what a checkpoint proves is damage, not a short history.
+//! The glue of partitions, journal and checkpoints: a journal that ends before what a checkpoint
+//! proves is damage, not a short history; and whoever hardly runs does not hold the journal up.
 
 use rallypoint_base::id::{DirectoryId, Epoch, InputSeq, Lineage, PartitionId, SessionId, Ssn, StoreId};
 use rallypoint_base::time::Time;
@@ -52,13 +53,13 @@ impl Outside for Answers {
     }
 }
 
-fn application() -> Application {
+fn application(limits: Limits) -> Application {
     let mut registry = Registry::default();
     registry.actor::<Counter>().unwrap();
     Application {
         registry: Arc::new(registry),
         protocol: Arc::new(|_| Box::new(Pessimistic::default())),
-        limits: Limits::default(),
+        limits,
         program: "test".into(),
     }
 }
@@ -67,14 +68,36 @@ fn options() -> Options {
     Options { segment_len: 1 << 20, ..Options::default() }
 }
 
+fn create(drive: &SimDrive, partitions: u16, limits: Limits, answers: &mut Answers) -> Unit<SimDisk> {
+    let map = Arc::new(Map::even(usize::from(partitions), 1, 7).unwrap());
+    let identity = Identity {
+        store: StoreId(1),
+        lineage: Lineage(1),
+        directory: DirectoryId(0),
+        copies: 1,
+        meta: map.encode(),
+    };
+    let disks = vec![SimDisk::open(drive)];
+    Unit::create(disks, identity, options(), map, application(limits), &nobody(), Time(1), answers).unwrap()
+}
+
+fn nobody() -> WitnessFactory {
+    Arc::new(|_| Box::new(()))
+}
+
 fn ask(unit: &mut Unit<SimDisk>, seq: u64, answers: &mut Answers) {
+    ask_at(unit, PartitionId(0), seq, answers);
+}
+
+fn ask_at(unit: &mut Unit<SimDisk>, partition: PartitionId, seq: u64, answers: &mut Answers) {
     let mut message = Vec::new();
     encode(Codec::Named, 1, &1u64, &mut message).unwrap();
     let mut parcel = Vec::new();
     let body = Body::Message(&message);
     Parcel { kind: kind_tag("counter"), key: "a", asker: None, body }.encode(&mut parcel);
-    let (session, seq) = (SessionId(1 << 32), InputSeq(seq));
-    unit.input(Time(1), PartitionId(0), session, seq, InputSeq(1), false, &parcel, answers);
+    let session = SessionId(u64::from(partition.0) + 1 << 32);
+    let seq = InputSeq(seq);
+    unit.input(Time(1), partition, session, seq, InputSeq(1), false, &parcel, answers);
     while !unit.is_quiet() {
         unit.pump_waiting(&mut || Time(1), answers);
     }
@@ -83,20 +106,8 @@ fn ask(unit: &mut Unit<SimDisk>, seq: u64, answers: &mut Answers) {
 #[test]
 fn a_journal_that_ends_before_a_checkpoint_is_damage_and_not_a_short_history() {
     let drive = SimDrive::new(1, "a");
-    let witness: WitnessFactory = Arc::new(|_| Box::new(()));
-    let map = Arc::new(Map::even(1, 1, 7).unwrap());
-    let identity = Identity {
-        store: StoreId(1),
-        lineage: Lineage(1),
-        directory: DirectoryId(0),
-        copies: 1,
-        meta: map.encode(),
-    };
     let mut answers = Answers::default();
-    let disks = vec![SimDisk::open(&drive)];
-    let mut unit =
-        Unit::create(disks, identity, options(), map, application(), &witness, Time(1), &mut answers)
-            .unwrap();
+    let mut unit = create(&drive, 1, Limits::default(), &mut answers);
     for seq in 1..=20 {
         ask(&mut unit, seq, &mut answers);
     }
@@ -115,7 +126,7 @@ fn a_journal_that_ends_before_a_checkpoint_is_damage_and_not_a_short_history() {
         let open = OpenOptions { options: options(), ..OpenOptions::default() };
         let ending = |_: PartitionId| Ending::default();
         let mut answers = Answers::default();
-        Unit::open(disks, open, application(), &witness, &ending, Time(2), &mut answers)
+        Unit::open(disks, open, application(Limits::default()), &nobody(), &ending, Time(2), &mut answers)
     };
     // Whole, it opens.
     assert!(open(&drive.fork(2)).is_ok());
@@ -133,4 +144,35 @@ fn a_journal_that_ends_before_a_checkpoint_is_damage_and_not_a_short_history() {
         }
         Err(error) => panic!("refused altogether: {error}"),
     }
+}
+
+/// Three partitions: one busy, one that ran once, one that runs now and then.
+#[test]
+fn whoever_hardly_runs_neither_holds_the_journal_up_nor_is_checkpointed_all_the_time() {
+    let drive = SimDrive::new(4, "a");
+    let mut answers = Answers::default();
+    let limits =
+        Limits { checkpoint_runs: 2_000, checkpoint_bytes: 2 << 20, chain_length: 3, ..Limits::default() };
+    let mut unit = create(&drive, 3, limits, &mut answers);
+    ask_at(&mut unit, PartitionId(1), 1, &mut answers);
+    let (mut most, mut now_and_then) = (0, 0);
+    for seq in 1..=12_000 {
+        ask(&mut unit, seq, &mut answers);
+        if seq % 1_000 == 0 {
+            now_and_then += 1;
+            ask_at(&mut unit, PartitionId(2), now_and_then, &mut answers);
+        }
+        unit.pump(Time(1), &mut answers);
+        most = most.max(unit.store().status().bytes);
+    }
+    let checkpoints = answers.1;
+    assert!(unit.failure().is_none(), "{:?}", unit.failure());
+    let written = 12_000 * 4096;
+    // The busy one alone needs two checkpoints' worth; the segments are 1 MiB.
+    assert!(most < written / 2, "{most} of {written} bytes were held");
+    assert!(checkpoints < 60, "{checkpoints} checkpoints");
+    // The idle one is left alone once its records are let go.
+    let idle = unit.checkpoints().versions(PartitionId(1).into());
+    assert!((2..=3).contains(&idle.len()), "{} versions", idle.len());
+    assert!(idle.last().is_some_and(|info| info.manifest.version.0 <= 4), "{idle:?}");
 }
