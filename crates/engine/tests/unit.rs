@@ -95,7 +95,7 @@ fn ask_at(unit: &mut Unit<SimDisk>, partition: PartitionId, seq: u64, answers: &
     let mut parcel = Vec::new();
     let body = Body::Message(&message);
     Parcel { kind: kind_tag("counter"), key: "a", asker: None, body }.encode(&mut parcel);
-    let session = SessionId(u64::from(partition.0) + 1 << 32);
+    let session = SessionId((u64::from(partition.0) + 1) << 32);
     let seq = InputSeq(seq);
     unit.input(Time(1), partition, session, seq, InputSeq(1), false, &parcel, answers);
     while !unit.is_quiet() {

@@ -22,7 +22,7 @@ use rallypoint_engine::command::{Outcome, Turned};
 use rallypoint_engine::effect::EffectKey;
 use rallypoint_engine::unit::{Outside, Unit, UnitNotice};
 use rallypoint_rollback::protocol::Peer;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +41,11 @@ pub(crate) struct Home {
     shared: Arc<Shared>,
     inbox: Mutex<Vec<u8>>,
     serving: Mutex<Option<Serving>>,
+    /// Held by whoever waits for `serving`: the standing thread, which may be at it without end, stands
+    /// in line like everybody else.
+    line: Mutex<()>,
+    /// How many stand in line besides the standing thread.
+    waiting: AtomicUsize,
     signal: Mutex<Signal>,
     wakeup: Condvar,
     /// Counts turns: what a watchdog looks at.
@@ -98,6 +103,8 @@ impl Home {
             shared,
             inbox: Mutex::new(Vec::new()),
             serving: Mutex::new(None),
+            line: Mutex::new(()),
+            waiting: AtomicUsize::new(0),
             signal: Mutex::new(Signal::default()),
             wakeup: Condvar::new(),
             turns: AtomicU64::new(0),
@@ -134,12 +141,19 @@ impl Home {
         self.serving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn lock_in_line(&self) -> MutexGuard<'_, Option<Serving>> {
+        let _line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        self.lock_serving()
+    }
+
     /// Runs `act` on the unit between two turns.
     pub(crate) fn with_unit<T>(
         &self,
         act: impl FnOnce(&mut Unit<FileDisk>, &mut dyn Outside, Time) -> T,
     ) -> Option<T> {
-        let mut guard = self.lock_serving();
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let mut guard = self.lock_in_line();
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
         let serving = guard.as_mut()?;
         let now = self.shared.clock.now();
         let result = act(&mut serving.unit, &mut serving.outlet, now);
@@ -321,17 +335,22 @@ impl Home {
     /// The standing thread.
     pub(crate) fn serve(self: Arc<Self>) {
         while !self.stopping.load(Ordering::SeqCst) {
-            let mut guard = self.lock_serving();
+            let mut guard = self.lock_in_line();
             let Some(serving) = guard.as_mut() else { break };
             // True until a whole turn finds nothing.
+            let mut asked = false;
             while self.turn(serving) || serving.is_committing() {
-                if self.stopping.load(Ordering::SeqCst) {
+                asked = self.waiting.load(Ordering::SeqCst) > 0;
+                if asked || self.stopping.load(Ordering::SeqCst) {
                     break;
                 }
                 // With nothing else to do this thread makes the write itself, which saves two hops.
                 if serving.is_committing() && self.inbox_is_empty() {
                     self.pump_waiting(serving);
                 }
+            }
+            if asked {
+                continue;
             }
             let rest = std::mem::take(&mut serving.worked);
             if !rest && serving.unit.idle() {
@@ -343,6 +362,10 @@ impl Home {
             }
             let deadline = serving.unit.next_deadline().min(self.scrub_due(serving));
             drop(guard);
+            // Whoever found the unit taken until just now sleeps, and trusts that its input was seen.
+            if !self.inbox_is_empty() {
+                continue;
+            }
             let until_deadline = deadline.since(self.shared.clock.now());
             self.park(rest, until_deadline.max(Duration::from_micros(50)));
         }

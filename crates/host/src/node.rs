@@ -446,7 +446,7 @@ impl Node {
         for home in &self.homes {
             home.with_unit(|unit, outside, now| unit.request_checkpoints(now, true, outside));
         }
-        self.wait_until(patience, |unit| !unit.is_checkpointing() && !unit.is_committing())
+        self.wait_until(patience, |unit| !unit.is_checkpointing())
     }
 
     /// Waits until nothing waits anywhere: gates, channels, commits, checkpoints.

@@ -257,7 +257,8 @@ fn other_process() {
         "session" => session(&place),
         "effect" => effect(&place),
         "hold" => hold(&place),
-        "full" => full(&place),
+        "full" => full(&place, u64::MAX),
+        "fill" => full(&place, 500),
         other => panic!("{other} is no role"),
     }
 }
@@ -823,7 +824,8 @@ fn a_mirror_whose_creation_was_cut_short_at_its_very_end_is_not_made_anew() {
 // -------------------------------------------------------------------------- a full disk
 
 /// Notes numbers until the store gives up; then what is there must be what was acknowledged.
-fn full(place: &Path) {
+/// Asks until it goes no further; something else takes all space that is left after so many answers.
+fn full(place: &Path, fill_after: u64) {
     let runtime = match app().allow_unsuitable_file_system(true).open(place.join("store")) {
         Ok(runtime) => runtime,
         Err(error) => return println!("\nREFUSED {error}"),
@@ -832,6 +834,10 @@ fn full(place: &Path) {
     let mut acknowledged = BTreeSet::new();
     let mut why = None;
     for number in 0..200_000 {
+        if number == fill_after {
+            let mut filler = File::create(place.join("filler")).expect("made");
+            while filler.write_all(&[1; 4096]).is_ok() {}
+        }
         match client.ask::<Witness>(&key_of(number), &Do::Note(number)).wait_for(PATIENCE / 6) {
             Ok(_) => drop(acknowledged.insert(number)),
             Err(error) => {
@@ -867,7 +873,7 @@ fn a_write_that_finds_no_space_loses_nothing_acknowledged() {
 #[test]
 fn a_full_file_system_loses_nothing_acknowledged() {
     let folder = Folder::new();
-    let mut command = role("full", folder.0.path());
+    let mut command = role("fill", folder.0.path());
     let target = std::ffi::CString::new(folder.0.path().as_os_str().as_encoded_bytes()).expect("no zero");
     // A small file system of its own, seen by nobody else and gone with the process.
     // SAFETY: only system calls between fork and exec, on memory made before.

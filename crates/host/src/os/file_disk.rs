@@ -22,6 +22,7 @@
 //! success and lies; Rebello et al. 2020), also after it is closed and opened again.
 
 use super::file_system::{self, FileSystem, Suitability};
+use super::freeing::Freeing;
 use super::lock::LOCK_NAME;
 use super::running_page::RUNNING_NAME;
 use rallypoint_base::buffer::AlignedBuffer;
@@ -170,7 +171,12 @@ pub fn mirror_warning(one: &Path, other: &Path) -> io::Result<Option<DiskWarning
 /// True for the names whose files are opened `O_DIRECT`: large ones, written in whole blocks.
 #[must_use]
 pub fn is_direct(name: &str) -> bool {
-    name.starts_with("seg-") || name == "superblock" || (name.starts_with("cp-") && name.ends_with(".part"))
+    name.starts_with("seg-") || name == "superblock" || is_bulky(name)
+}
+
+/// True for the names of files that are large and removed while commits are under way.
+fn is_bulky(name: &str) -> bool {
+    name.starts_with("cp-") && name.ends_with(".part")
 }
 
 /// A [`Disk`] over one directory. See the module.
@@ -208,6 +214,8 @@ struct Place {
     direct: bool,
     /// The first failure of a sync of the names.
     names_failed: OnceLock<DiskError>,
+    /// Removed files whose space is not given back yet.
+    freeing: Freeing,
 }
 
 #[derive(Debug)]
@@ -420,6 +428,7 @@ impl FileDisk {
                 read_only: options.read_only,
                 direct: options.direct,
                 names_failed: OnceLock::new(),
+                freeing: Freeing::default(),
             }),
             bulk_threads: options.bulk_threads.max(1),
             warnings,
@@ -761,9 +770,10 @@ fn run(place: &Place, job: Job) -> Ended {
             Ended::unit(ticket, fs::rename(from, to).map_err(|error| disk_error(what, &error)))
         }
         Task::Remove { name } => {
-            let path = place.directory.join(name);
+            let path = place.directory.join(&name);
             let what = format!("remove {}", path.display());
-            Ended::unit(ticket, fs::remove_file(path).map_err(|error| disk_error(what, &error)))
+            let removed = if is_bulky(&name) { place.freeing.remove(&path) } else { fs::remove_file(&path) };
+            Ended::unit(ticket, removed.map_err(|error| disk_error(what, &error)))
         }
         Task::SyncNames => {
             let what = || format!("sync the names of {}", place.directory.display());

@@ -11,6 +11,7 @@
 
 pub mod file_disk;
 pub mod file_system;
+pub(crate) mod freeing;
 pub mod lock;
 pub mod machine;
 pub mod process;
