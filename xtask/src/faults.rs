@@ -158,9 +158,16 @@ fn expect(
 }
 
 fn small_demo<'a>(dir: &'a str, mirror: Option<&'a str>) -> Vec<&'a str> {
-    let mut arguments = vec!["demo", "--dir", dir, "--workers", "1", "--transfers", "20000"];
+    let mut arguments = vec!["demo", "--dir", dir, "--workers", "1", "--transfers", "100000"];
     arguments.extend(["--kill-every", "0", "--json"]);
     arguments.extend(mirror.iter().flat_map(|mirror| ["--mirror", mirror]));
+    arguments
+}
+
+/// The same with segments that are filled with one write each, so that the writes can be counted.
+fn small_segments<'a>(dir: &'a str, mirror: Option<&'a str>) -> Vec<&'a str> {
+    let mut arguments = small_demo(dir, mirror);
+    arguments.extend(["--segment-bytes", "1048576"]);
     arguments
 }
 
@@ -213,9 +220,12 @@ fn failing(root: &Path, below: &Path, only: &str, nth: u32) -> Vec<(&'static str
 fn failing_write_mirrored(root: &Path) -> Result<(), String> {
     let volume = Volume::new(root, "eio-mirrored", 700)?;
     let (dir, mirror) = (volume.at("store"), volume.at("mirror"));
-    // The 64 MiB of zeroes of two segments are 128 writes of 1 MiB; then come the commits.
-    let environment = failing(root, &volume.mount, "mirror/j0/seg-", 400);
-    let said = expect(root, &small_demo(&dir, Some(&mirror)), &environment, 0)?;
+    let environment = failing(root, &volume.mount, "mirror/j0/seg-", 12);
+    let said = expect(root, &small_segments(&dir, Some(&mirror)), &environment, 0)?;
+    let events = expect(root, &["events", &dir, "--mirror", &mirror], &[], 0)?;
+    if !events.contains("copy") || !events.contains("os error 5") {
+        return Err(format!("the events do not name the failed copy: {events}"));
+    }
     if !said.contains("\"lost\":0") {
         return Err(format!("the audit does not say that nothing was lost: {said}"));
     }
@@ -226,10 +236,13 @@ fn failing_write_mirrored(root: &Path) -> Result<(), String> {
 fn failing_write_alone(root: &Path) -> Result<(), String> {
     let volume = Volume::new(root, "eio-alone", 400)?;
     let dir = volume.at("store");
-    let mut arguments = small_demo(&dir, None);
-    // Counted per process; in each worker the 50th write to a segment fails, until it is given up.
-    let environment = failing(root, &volume.mount, "store/j0/seg-", 200);
-    expect(root, &arguments, &environment, 2)?;
+    let mut arguments = small_segments(&dir, None);
+    // Counted per process: in each worker the 12th write to a segment fails, until it is given up.
+    let environment = failing(root, &volume.mount, "store/j0/seg-", 12);
+    let said = expect(root, &arguments, &environment, 2)?;
+    if !said.contains("os error 5") {
+        return Err(format!("the error does not name what failed: {said}"));
+    }
     arguments.push("--resume");
     let said = expect(root, &arguments, &[], 0)?;
     if said.contains("\"lost\":0") { Ok(()) } else { Err(format!("something was lost: {said}")) }

@@ -52,7 +52,8 @@ pub enum AskError<E> {
     /// It was set aside: it panicked, or ended its worker. Nothing changed; see `quarantine list`.
     #[error("the input was set aside: {0}")]
     SetAside(String),
-    /// The door did not let it in; nothing changed.
+    /// The door did not let it in; nothing changed, and nothing will under this number. Ask anew, or
+    /// keep the number with [`Pending::turned`] and [`Pending::again`].
     #[error(transparent)]
     Turned(#[from] Turned),
     /// The reply is no value of the expected type: client and server are different programs.
@@ -91,6 +92,8 @@ enum Slot {
         waker: Option<Waker>,
         sent: Instant,
         tries: u32,
+        /// Sent more than once: what one copy is told at the door says nothing about the others.
+        copied: bool,
         /// False once the [`Pending`] was dropped.
         wanted: bool,
         /// A thread sleeps until this one is answered.
@@ -164,15 +167,9 @@ impl Client {
     /// durable and has changed state exactly once.
     pub fn ask<A: Actor>(self: &Arc<Self>, key: &str, message: &A::Message) -> Pending<A> {
         let to = self.map.partition_of(key);
-        let read_only = A::read_only(message);
-        let mut parcel = Vec::with_capacity(64);
-        let header = Parcel { kind: kind_tag(A::KIND), key, asker: None, body: Body::Message(&[]) };
-        header.encode(&mut parcel);
-        let encoded = codec::encode(A::CODEC, A::SCHEMA, message, &mut parcel);
-        let seq = match encoded {
-            Ok(()) => self.submit(to, read_only, false, &parcel),
-            Err(error) => {
-                let answer = RawAnswer::Answered(Outcome::Failed, error.to_string().into_bytes());
+        let seq = match parcel::<A>(key, message) {
+            Ok(parcel) => self.submit(to, A::read_only(message), false, &parcel),
+            Err(answer) => {
                 let mut state = lock(&self.state);
                 state.slots.push_back(Slot::Answered(answer));
                 state.base + state.slots.len() as u64 - 1
@@ -196,9 +193,23 @@ impl Client {
     }
 
     fn submit(&self, to: PartitionId, read_only: bool, forget: bool, parcel: &[u8]) -> u64 {
-        let keep = self.door.may_lose();
         let mut state = lock(&self.state);
         let seq = state.base + state.slots.len() as u64;
+        state.slots.push_back(Slot::Taken);
+        self.send(&mut state, seq, to, read_only, forget, parcel);
+        seq
+    }
+
+    /// Sends the input of a slot that is there.
+    fn send(
+        &self,
+        state: &mut Window,
+        seq: u64,
+        to: PartitionId,
+        read_only: bool,
+        forget: bool,
+        parcel: &[u8],
+    ) {
         let message = Message::Input {
             to,
             session: self.session,
@@ -211,20 +222,22 @@ impl Client {
         message.encode(&mut bytes);
         state.unanswered += 1;
         let busy = state.unanswered > BUSY;
-        let kept = if keep { bytes.clone() } else { Vec::new() };
-        let slot = Slot::Waiting {
+        let kept = if self.door.may_lose() { bytes.clone() } else { Vec::new() };
+        let waiting = Slot::Waiting {
             to,
             message: kept,
             waker: None,
             sent: Instant::now(),
             tries: 0,
+            copied: false,
             wanted: true,
             slept_for: false,
         };
-        state.slots.push_back(slot);
+        if let Some(slot) = state.slot_mut(seq) {
+            *slot = waiting;
+        }
         // Under the lock, so that numbers reach the door in order.
         self.door.submit(to, &bytes, busy);
-        seq
     }
 
     /// Takes answers in: a run of encoded [`Message::Reply`] and [`Message::Turn`].
@@ -238,7 +251,11 @@ impl Client {
                     state.answer(seq, RawAnswer::Answered(outcome, bytes.to_vec()), &mut wakers);
                 }
                 Message::Turn { seq, why, .. } => {
-                    // What the way lost and sent again may be answered before the door forgets it.
+                    // Of an input that was sent again another copy may still run: that one's answer
+                    // is waited for, or a third copy's.
+                    if matches!(why, Turned::Overloaded | Turned::Stopped) && state.is_copied(seq) {
+                        continue;
+                    }
                     state.answer(seq, RawAnswer::Turned(why), &mut wakers);
                 }
                 _ => {}
@@ -259,11 +276,12 @@ impl Client {
         let mut state = lock(&self.state);
         let now = Instant::now();
         for slot in &mut state.slots {
-            if let Slot::Waiting { to, message, sent, .. } = slot
+            if let Slot::Waiting { to, message, sent, copied, .. } = slot
                 && which(*to)
             {
                 out.extend_from_slice(message);
                 *sent = now;
+                *copied = true;
             }
         }
     }
@@ -274,13 +292,14 @@ impl Client {
         let mut state = lock(&self.state);
         let mut random = state.random.clone();
         for slot in &mut state.slots {
-            if let Slot::Waiting { to, message, sent, tries, .. } = slot
+            if let Slot::Waiting { to, message, sent, tries, copied, .. } = slot
                 && !message.is_empty()
             {
                 let patience = Duration::from_secs(2).saturating_mul(1 << (*tries).min(4));
                 let jitter = Duration::from_millis(random.below(500));
                 if now.duration_since(*sent) > patience + jitter {
                     *sent = now;
+                    *copied = true;
                     *tries += 1;
                     self.door.submit(*to, message, true);
                 }
@@ -371,6 +390,10 @@ impl Window {
         self.slots.get_mut(usize::try_from(seq.checked_sub(self.base)?).ok()?)
     }
 
+    fn is_copied(&self, seq: InputSeq) -> bool {
+        matches!(self.slot(seq.0), Some(Slot::Waiting { copied: true, .. }))
+    }
+
     fn answer(&mut self, seq: InputSeq, answer: RawAnswer, wakers: &mut Vec<Waker>) {
         if let Some(slot) = self.slot_mut(seq.0)
             && let Slot::Waiting { waker, wanted, slept_for, .. } = slot
@@ -423,6 +446,39 @@ impl<A: Actor> Pending<A> {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.client.is_answered(self.seq)
+    }
+
+    /// Why the door turned the input away, if it did. The answer is not taken, so that the input can
+    /// be sent again under the same number: see [`Pending::again`].
+    #[must_use]
+    pub fn turned(&self) -> Option<Turned> {
+        match lock(&self.client.state).slot(self.seq) {
+            Some(Slot::Answered(RawAnswer::Turned(why))) => Some(*why),
+            _ => None,
+        }
+    }
+
+    /// Sends an input that was turned away once more, under its own number: whoever repeats the whole
+    /// session in another process (see [`Client::ask_as`]) then repeats this one too, and it runs once.
+    /// An input that was not turned away is left as it is. The message must be the same.
+    pub fn again(self, key: &str, message: &A::Message) -> Self {
+        if self.turned().is_none() {
+            return self;
+        }
+        let client = Arc::clone(&self.client);
+        let mut state = lock(&client.state);
+        match parcel::<A>(key, message) {
+            Ok(parcel) => {
+                client.send(&mut state, self.seq, self.to, A::read_only(message), false, &parcel);
+            }
+            Err(answer) => {
+                if let Some(slot) = state.slot_mut(self.seq) {
+                    *slot = Slot::Answered(answer);
+                }
+            }
+        }
+        drop(state);
+        self
     }
 
     /// Waits at most this long for the answer to be there, without taking it.
@@ -518,6 +574,16 @@ impl<A: Actor> std::fmt::Debug for Pending<A> {
     }
 }
 
+/// The message for an actor as it goes to its partition, or the answer when it cannot be encoded.
+fn parcel<A: Actor>(key: &str, message: &A::Message) -> Result<Vec<u8>, RawAnswer> {
+    let mut parcel = Vec::with_capacity(64);
+    let header = Parcel { kind: kind_tag(A::KIND), key, asker: None, body: Body::Message(&[]) };
+    header.encode(&mut parcel);
+    let encoded = codec::encode(A::CODEC, A::SCHEMA, message, &mut parcel);
+    encoded.map_err(|error| RawAnswer::Answered(Outcome::Failed, error.to_string().into_bytes()))?;
+    Ok(parcel)
+}
+
 fn decode<A: Actor>(answer: RawAnswer) -> Result<A::Reply, AskError<A::Error>> {
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     match answer {
@@ -534,5 +600,88 @@ fn decode<A: Actor>(answer: RawAnswer) -> Result<A::Reply, AskError<A::Error>> {
                 Err(AskError::Refused(refusal))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rallypoint_engine::actor::Cx;
+
+    #[derive(Clone, Default, serde::Serialize, serde::Deserialize)]
+    struct Counter(u64);
+
+    impl Actor for Counter {
+        const KIND: &'static str = "counter";
+        type Message = u64;
+        type Reply = u64;
+        type Error = ();
+        fn handle(&mut self, add: u64, _cx: &mut Cx<'_>) -> Result<u64, ()> {
+            self.0 += add;
+            Ok(self.0)
+        }
+    }
+
+    /// A way that keeps what goes over it and answers nothing by itself.
+    #[derive(Default)]
+    struct Way(Mutex<Vec<(InputSeq, InputSeq)>>);
+
+    impl Door for Way {
+        fn submit(&self, _: PartitionId, message: &[u8], _: bool) {
+            if let Ok(Some((Message::Input { seq, acknowledged_below, .. }, _))) = Message::split(message) {
+                self.0.lock().expect("no panic").push((seq, acknowledged_below));
+            }
+        }
+        fn drive(&self, _: PartitionId, _: &dyn Fn() -> bool) -> bool {
+            false
+        }
+        fn wake(&self, _: PartitionId) {}
+        fn closed(&self) -> Option<String> {
+            None
+        }
+        fn may_lose(&self) -> bool {
+            true
+        }
+    }
+
+    fn client() -> (Arc<Client>, Arc<Way>) {
+        let (map, way) = (Arc::new(Map::even(1, 1, 7).expect("a map")), Arc::new(Way::default()));
+        (Client::new(SessionId(1 << 32), InputSeq(1), map, Arc::clone(&way) as Arc<dyn Door>), way)
+    }
+
+    fn turn(client: &Client, seq: u64, why: Turned) {
+        let mut bytes = Vec::new();
+        Message::Turn { session: client.session(), seq: InputSeq(seq), why }.encode(&mut bytes);
+        client.deliver(&bytes).expect("well formed");
+    }
+
+    #[test]
+    fn what_was_turned_away_goes_again_under_its_own_number() {
+        let (client, way) = client();
+        let first = client.ask_as::<Counter>(InputSeq(5), "a", &1);
+        let second = client.ask_as::<Counter>(InputSeq(6), "a", &1);
+        turn(&client, 5, Turned::Overloaded);
+        assert_eq!((first.turned(), second.turned()), (Some(Turned::Overloaded), None));
+        let first = first.again("a", &1);
+        assert!(!first.is_ready());
+        // What is still wanted is never told to be forgotten.
+        let third = client.ask::<Counter>("a", &1);
+        let sent = [(5, 5), (6, 5), (5, 5), (7, 5)].map(|(seq, below)| (InputSeq(seq), InputSeq(below)));
+        assert_eq!(*way.0.lock().expect("no panic"), sent);
+        drop((second, third));
+    }
+
+    #[test]
+    fn a_copy_that_is_turned_away_says_nothing_about_the_others() {
+        let (client, _way) = client();
+        let pending = client.ask::<Counter>("a", &1);
+        let mut again = Vec::new();
+        client.unanswered(&|_| true, &mut again);
+        assert!(!again.is_empty());
+        turn(&client, 1, Turned::Overloaded);
+        assert!(!pending.is_ready(), "the other copy may have run");
+        // What no copy can change is an answer.
+        turn(&client, 1, Turned::TooOld);
+        assert_eq!(pending.wait(), Err(AskError::Turned(Turned::TooOld)));
     }
 }

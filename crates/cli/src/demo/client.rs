@@ -10,7 +10,7 @@
 use crate::demo::input::{Content, Input};
 use crate::demo::ledger::{Ledger, Outcome};
 use bank::{Account, Message, Reply};
-use rallypoint::{AskError, InputSeq, Pending, RemoteClient, SessionId, Turned};
+use rallypoint::{InputSeq, Pending, RemoteClient, SessionId, Turned};
 use rallypoint_host::os::process::monotonic_nanos;
 use std::collections::VecDeque;
 use std::io::Write;
@@ -94,7 +94,14 @@ fn try_run(arguments: &Arguments) -> Result<(), String> {
         for sent in &mut window {
             if sent.again.is_some_and(|again| again <= Instant::now()) {
                 sent.again = None;
-                sent.pending = Some(client.ask::<Account>(&sent.from, &sent.message));
+                sent.pending = sent.pending.take().map(|pending| pending.again(&sent.from, &sent.message));
+            }
+            // It did not run. Under another number it might run twice: a resumed client would ask for
+            // the line under its own.
+            let turned = sent.pending.as_ref().and_then(Pending::turned);
+            if let Some(Turned::Overloaded | Turned::Stopped) = turned {
+                sent.again.get_or_insert_with(|| Instant::now() + Duration::from_millis(20));
+                continue;
             }
             if sent.pending.as_ref().is_some_and(Pending::is_ready)
                 && let Some(pending) = sent.pending.take()
@@ -104,10 +111,6 @@ fn try_run(arguments: &Arguments) -> Result<(), String> {
                     Ok(Reply::Refused) => batch.push((sent.line, Outcome::Refused)),
                     Ok(Reply::Opened) => batch.push((sent.line, Outcome::Duplicate)),
                     Ok(other) => return Err(format!("line {} was answered with {other:?}", sent.line)),
-                    // It did not run, and will not under this number: a new one may be given.
-                    Err(AskError::Turned(Turned::Overloaded | Turned::Stopped)) => {
-                        sent.again = Some(Instant::now() + Duration::from_millis(20));
-                    }
                     Err(error) => return Err(format!("line {}: {error}", sent.line)),
                 }
                 waited = true;
@@ -118,7 +121,7 @@ fn try_run(arguments: &Arguments) -> Result<(), String> {
             ledger.append(&batch).map_err(|e| text(&e))?;
             acknowledged += batch.len() as u64;
             batch.clear();
-            while window.front().is_some_and(|sent| sent.pending.is_none() && sent.again.is_none()) {
+            while window.front().is_some_and(|sent| sent.pending.is_none()) {
                 window.pop_front();
             }
         }
@@ -131,7 +134,8 @@ fn try_run(arguments: &Arguments) -> Result<(), String> {
             let _ = std::io::stdout().flush();
         }
         if !waited {
-            match window.iter().find_map(|sent| sent.pending.as_ref()) {
+            let unanswered = |sent: &&Sent| sent.again.is_none();
+            match window.iter().filter(unanswered).find_map(|sent| sent.pending.as_ref()) {
                 Some(pending) => {
                     let _ = pending.wait_ready(Duration::from_millis(2));
                 }
