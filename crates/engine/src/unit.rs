@@ -250,6 +250,7 @@ fn resume_point(members: &[Member], restored: &[Option<Behind>]) -> Option<Resum
 }
 
 struct Writing {
+    version: Version,
     position: Position,
     header: Vec<u8>,
     carry: Vec<u8>,
@@ -521,9 +522,8 @@ impl<D: Disk> Unit<D> {
                 }
             }
         }
-        if let Some(last) = checkpoints.versions(log).last() {
-            member.partition.set_last_version(last.manifest.version);
-        }
+        // Also those that a crash left unfinished: their names are taken.
+        member.partition.set_last_version(checkpoints.highest(log));
         Ok(restored)
     }
 
@@ -1035,7 +1035,7 @@ impl<D: Disk> Unit<D> {
         match self.checkpoints.begin(self.store.copies(), begin) {
             Ok(begun) if begun == version => {
                 let (carry, drained, finished) = (Vec::new(), false, false);
-                member.writing = Some(Writing { position, header, carry, drained, finished });
+                member.writing = Some(Writing { version, position, header, carry, drained, finished });
             }
             Ok(begun) => {
                 self.checkpoints.abort(self.store.copies(), LogId::from(member.partition.id()));
@@ -1153,9 +1153,10 @@ impl<D: Disk> Unit<D> {
                 }
                 self.move_laggards(now, outside);
             }
-            CheckpointEvent::Failed { log, reason, .. } => {
+            CheckpointEvent::Failed { log, version, reason } => {
                 let Some(index) = self.index(PartitionId(log.0)) else { return };
-                if self.members[index].writing.is_some() {
+                // One that was given up here is told of later, when the next may be under way.
+                if self.members[index].writing.as_ref().is_some_and(|writing| writing.version == version) {
                     self.give_up_checkpoint(index, reason.to_string(), now, outside);
                     self.obey(index, now, outside);
                 }

@@ -5,7 +5,7 @@ use rallypoint_base::id::{DirectoryId, Epoch, InputSeq, Lineage, PartitionId, Se
 use rallypoint_base::time::Time;
 use rallypoint_engine::actor::{Actor, Cx};
 use rallypoint_engine::codec::{Codec, encode};
-use rallypoint_engine::command::{Outcome, Turned};
+use rallypoint_engine::command::{Notice, Outcome, Turned};
 use rallypoint_engine::effect::EffectKey;
 use rallypoint_engine::map::Map;
 use rallypoint_engine::parcel::{Body, Parcel, kind_tag};
@@ -14,6 +14,7 @@ use rallypoint_engine::registry::Registry;
 use rallypoint_engine::unit::{Application, Outside, Unit, UnitNotice, WitnessFactory};
 use rallypoint_rollback::pessimistic::Pessimistic;
 use rallypoint_rollback::protocol::Peer;
+use rallypoint_store::checkpoint::Begin;
 use rallypoint_store::sim_disk::{SimDisk, SimDrive};
 use rallypoint_store::store::{Identity, OpenOptions, Options};
 use std::sync::Arc;
@@ -33,9 +34,9 @@ impl Actor for Counter {
     }
 }
 
-/// Counts the answers; nothing else leaves this unit.
+/// Counts answers and checkpoints, and says which failed; nothing else leaves this unit.
 #[derive(Default)]
-struct Answers(u64, u64);
+struct Answers(u64, u64, Vec<String>);
 
 impl Outside for Answers {
     fn reply(&mut self, _: SessionId, _: InputSeq, _: Outcome, _: &[u8]) {
@@ -50,6 +51,9 @@ impl Outside for Answers {
     fn control(&mut self, _: PartitionId, _: Peer, _: &[u8]) {}
     fn notice(&mut self, notice: UnitNotice) {
         self.1 += u64::from(matches!(notice, UnitNotice::CheckpointWritten { .. }));
+        if let UnitNotice::Partition(_, Notice::CheckpointFailed { detail }) = notice {
+            self.2.push(detail);
+        }
     }
 }
 
@@ -175,4 +179,54 @@ fn whoever_hardly_runs_neither_holds_the_journal_up_nor_is_checkpointed_all_the_
     let idle = unit.checkpoints().versions(PartitionId(1).into());
     assert!((2..=3).contains(&idle.len()), "{} versions", idle.len());
     assert!(idle.last().is_some_and(|info| info.manifest.version.0 <= 4), "{idle:?}");
+}
+
+fn checkpoint(unit: &mut Unit<SimDisk>, answers: &mut Answers) {
+    let before = answers.1;
+    unit.request_checkpoints(Time(1), false, answers);
+    for _ in 0..1000 {
+        unit.pump(Time(1), answers);
+    }
+    assert_eq!(answers.1, before + 1, "{:?}", answers.2);
+}
+
+#[test]
+fn after_a_crash_in_a_checkpoint_the_next_one_is_written() {
+    let drive = SimDrive::new(6, "a");
+    let mut answers = Answers::default();
+    let mut unit = create(&drive, 1, Limits::default(), &mut answers);
+    ask(&mut unit, 1, &mut answers);
+    unit.request_checkpoints(Time(1), false, &mut answers);
+    // Until its first file has a name.
+    while !drive.files().iter().any(|(name, _)| name.starts_with("cp-")) {
+        unit.pump(Time(1), &mut answers);
+    }
+    drop(unit);
+    let drive = drive.fork(7);
+    let open = OpenOptions { options: options(), ..OpenOptions::default() };
+    let (disks, ending) = (vec![SimDisk::open(&drive)], |_: PartitionId| Ending::default());
+    let opened =
+        Unit::open(disks, open, application(Limits::default()), &nobody(), &ending, Time(2), &mut answers);
+    let (mut unit, _) = opened.unwrap();
+    checkpoint(&mut unit, &mut answers);
+    assert!(answers.2.is_empty(), "{:?}", answers.2);
+}
+
+#[test]
+fn what_is_told_late_of_a_checkpoint_that_was_given_up_does_not_meet_the_next_one() {
+    let drive = SimDrive::new(8, "a");
+    let mut answers = Answers::default();
+    let mut unit = create(&drive, 1, Limits::default(), &mut answers);
+    ask(&mut unit, 1, &mut answers);
+    // A version that the partition does not know of: its next one has another number than it thinks.
+    let (store, checkpoints) = unit.storage();
+    let begin = Begin { log: PartitionId(0).into(), ..Begin::default() };
+    checkpoints.begin(store.copies(), begin).unwrap();
+    checkpoints.abort(store.copies(), PartitionId(0).into());
+    unit.request_checkpoints(Time(1), false, &mut answers);
+    assert_eq!(answers.2.len(), 1, "given up");
+    // Asked for again before anybody hears of the end of that one.
+    checkpoint(&mut unit, &mut answers);
+    checkpoint(&mut unit, &mut answers);
+    assert_eq!(answers.2.len(), 1, "{:?}", answers.2);
 }

@@ -231,6 +231,7 @@ impl App {
             degraded: self.degraded,
             allow_unsuitable: self.allow_unsuitable,
             segment_len: self.segment_len,
+            innocent: false,
             directories: None,
             watchdog: self.watchdog,
         };

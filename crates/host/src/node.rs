@@ -272,6 +272,8 @@ pub(crate) struct NodeOptions {
     pub(crate) allow_unsuitable: bool,
     /// Of a store that is created.
     pub(crate) segment_len: u64,
+    /// The last holder was ended on purpose: what it was running is not suspect.
+    pub(crate) innocent: bool,
     /// The directories this process serves; `None` = all.
     pub(crate) directories: Option<Vec<DirectoryId>>,
     /// End the process when a home makes no progress for this long.
@@ -383,7 +385,7 @@ impl Node {
             running: Some(
                 previous
                     .iter()
-                    .filter(|(slot, _)| *slot == usize::from(partition.0))
+                    .filter(|(slot, _)| *slot == usize::from(partition.0) && !options.innocent)
                     .map(|(_, identity)| *identity)
                     .collect(),
             ),

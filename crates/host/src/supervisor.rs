@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::os::process::die_with_parent;
 use crate::root::{Root, RootError};
 use crate::sockets;
-use crate::worker::{DIR_ENV, FLAGS_ENV, MIRROR_ENV, WORKER_ENV};
+use crate::worker::{DIR_ENV, FLAGS_ENV, INNOCENT, MIRROR_ENV, WORKER_ENV};
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -58,6 +58,8 @@ struct WorkerState {
     ready_at: Option<Instant>,
     /// It said itself that it cannot go on.
     gave_up: bool,
+    /// Its end was wished for ([`Supervisor::kill`]).
+    wished: bool,
     ends: VecDeque<Instant>,
     reason: Option<String>,
     /// Its last life ended with exit code 0: in order.
@@ -160,6 +162,7 @@ impl App {
                     failures_in_a_row: 0,
                     ready_at: None,
                     gave_up: false,
+                    wished: false,
                     ends: VecDeque::new(),
                     reason: None,
                     ended_well: false,
@@ -185,8 +188,9 @@ impl App {
 
 /// Starts one worker, listens to it until it ends, makes sure that it is dead, starts it again.
 fn monitor(worker: &Worker, plan: &Plan, stopping: &AtomicBool) {
+    let mut wished = false;
     loop {
-        if let Err(reason) = start(worker, plan, stopping) {
+        if let Err(reason) = start(worker, plan, wished, stopping) {
             let mut state = worker.lock();
             state.phase = Phase::Ended;
             state.reason = Some(reason);
@@ -215,13 +219,19 @@ fn monitor(worker: &Worker, plan: &Plan, stopping: &AtomicBool) {
         // A store that fails again soon after each start (a full disk) is no crash to be outlived.
         let soon = state.ready_at.is_none_or(|ready| now.duration_since(ready) < SOON);
         let failed = state.phase == Phase::Starting || (state.gave_up && soon);
-        state.failures_in_a_row = if failed { state.failures_in_a_row + 1 } else { 0 };
+        // An end that somebody wished for tells nothing about the worker.
+        wished = std::mem::take(&mut state.wished);
+        state.failures_in_a_row = match (wished, failed) {
+            (_, false) => 0,
+            (true, true) => state.failures_in_a_row,
+            (false, true) => state.failures_in_a_row + 1,
+        };
         if !state.gave_up {
             state.reason = None;
         }
         state.gave_up = false;
         state.ready_at = None;
-        state.ends.push_back(now);
+        state.ends.extend((!wished).then_some(now));
         while state.ends.front().is_some_and(|end| now.duration_since(*end) > INTENSITY_WINDOW) {
             state.ends.pop_front();
         }
@@ -241,13 +251,15 @@ fn monitor(worker: &Worker, plan: &Plan, stopping: &AtomicBool) {
     }
 }
 
-fn start(worker: &Worker, plan: &Plan, stopping: &AtomicBool) -> Result<(), String> {
+/// Starts a process. After an end that was `wished` for, what was running then is not suspect.
+fn start(worker: &Worker, plan: &Plan, wished: bool, stopping: &AtomicBool) -> Result<(), String> {
+    let flags = if wished { format!("{},{INNOCENT}", plan.flags) } else { plan.flags.clone() };
     let mut command = Command::new(&plan.program);
     command
         .args(&plan.arguments)
         .env(WORKER_ENV, format!("{}/{}", worker.number, plan.count))
         .env(DIR_ENV, &plan.dir)
-        .env(FLAGS_ENV, &plan.flags)
+        .env(FLAGS_ENV, flags)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
     match &plan.mirror {
@@ -403,12 +415,14 @@ impl Supervisor {
         true
     }
 
-    /// Ends a worker with SIGKILL, as a crash would; its successor is started at once. Gives the
-    /// phase it was in, or `None` when it was not running.
+    /// Ends a worker with SIGKILL, as a crash would; its successor is started at once, and the end is
+    /// not held against the worker ([`START_FAILURES`], [`INTENSITY`]) or what it ran. Gives the phase it was in, or
+    /// `None` when it was not running.
     pub fn kill(&self, worker: usize) -> Option<Phase> {
         let mut state = self.workers[worker].lock();
         let phase = state.phase;
         state.child.as_mut()?.kill().ok()?;
+        state.wished = true;
         Some(phase)
     }
 

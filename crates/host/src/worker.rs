@@ -27,6 +27,9 @@ pub(crate) const DIR_ENV: &str = "RALLYPOINT_WORKER_DIR";
 pub(crate) const MIRROR_ENV: &str = "RALLYPOINT_WORKER_MIRROR";
 pub(crate) const FLAGS_ENV: &str = "RALLYPOINT_WORKER_FLAGS";
 
+/// The flag of a process whose predecessor was ended on purpose: nothing that it ran is suspect.
+pub(crate) const INNOCENT: &str = "innocent";
+
 const STACK: usize = 128 << 10;
 /// How often the supervisor hears of a worker at least.
 const BEAT: Duration = Duration::from_millis(200);
@@ -79,6 +82,7 @@ fn try_run(app: App) -> Result<(), RootError> {
         .filter(|&directory| sockets::worker_of(directory, count) == number)
         .collect();
     options.directories = Some(mine);
+    options.innocent = flags.contains(INNOCENT);
     let node = Node::open(&root, app.into_inner(), &options)?;
     let place = sockets::directory(&root);
     let incarnation = crate::client::new_session().0;

@@ -131,6 +131,12 @@ impl CheckpointStore {
         })
     }
 
+    /// The highest version of the log that a file was ever named after, as far as is known.
+    #[must_use]
+    pub fn highest(&self, log: LogId) -> Version {
+        self.highest.get(&log).copied().unwrap_or_default()
+    }
+
     /// The newest usable version. With more damage than is promised for, it may be older than what
     /// the log was cut to: whoever restores it checks that the log goes on at its position + 1.
     #[must_use]
