@@ -55,7 +55,7 @@ pub struct Limits {
     /// Bytes of unacknowledged frames above which the door answers `Overloaded`.
     pub unacknowledged_bytes: usize,
     /// Runs since the last cut after which a checkpoint is due (`recovery_target` times the replay
-    /// rate).
+    /// rate). The host divides it among the partitions of a directory, which are replayed in turn.
     pub checkpoint_runs: u64,
     /// Bytes logged since the last cut after which a checkpoint is due; also bytes of the journal that
     /// a partition may hold up with few records of its own before it is moved forward.
@@ -73,7 +73,7 @@ impl Default for Limits {
         Self {
             door_credits: limits::DOOR_CREDITS,
             unacknowledged_bytes: 64 << 20,
-            checkpoint_runs: 50_000,
+            checkpoint_runs: 25_000,
             checkpoint_bytes: 256 << 20,
             chain_length: 8,
             retransmit_after: Duration::from_secs(1),
@@ -525,6 +525,11 @@ impl Partition {
         let error = Malformed { field: "content ends inside an actor", offset: self.leftover.len() };
         let what = "checkpoint content".into();
         Err(ReplayError::Malformed { partition: self.setup.id, what, error })
+    }
+
+    /// Says how large the full image is that what was restored builds on.
+    pub(crate) fn set_full_bytes(&mut self, bytes: u64) {
+        self.checkpoint.full_bytes = bytes;
     }
 
     /// Says how far the versions of this partition go, so that none is ever used twice.

@@ -538,6 +538,9 @@ impl<D: Disk> Unit<D> {
         let (behind, header) = Behind::split_off(&header).map_err(|e| e.to_string())?;
         let chain = checkpoints.chain(log, version).map_err(|e| e.to_string())?;
         partition.restore(version, header).map_err(|e| e.to_string())?;
+        if let Some(full) = chain.first().and_then(|&full| checkpoints.version(log, full)) {
+            partition.set_full_bytes(full.manifest.chunks.iter().map(|chunk| u64::from(chunk.len)).sum());
+        }
         for link in chain {
             let mut load = |bytes: &[u8]| partition.load_content(bytes).map_err(|e| e.to_string());
             checkpoints.read(copies, log, link, &mut load).map_err(|e| e.to_string())?;

@@ -1,7 +1,9 @@
 //! The glue of partitions, journal and checkpoints: a journal that ends before what a checkpoint
 //! proves is damage, not a short history; and whoever hardly runs does not hold the journal up.
 
-use rallypoint_base::id::{DirectoryId, Epoch, InputSeq, Lineage, PartitionId, SessionId, Ssn, StoreId};
+use rallypoint_base::id::{
+    DirectoryId, Epoch, InputSeq, Lineage, PartitionId, SessionId, Ssn, StoreId, Version,
+};
 use rallypoint_base::time::Time;
 use rallypoint_engine::actor::{Actor, Cx};
 use rallypoint_engine::codec::{Codec, encode};
@@ -210,6 +212,26 @@ fn after_a_crash_in_a_checkpoint_the_next_one_is_written() {
     let (mut unit, _) = opened.unwrap();
     checkpoint(&mut unit, &mut answers);
     assert!(answers.2.is_empty(), "{:?}", answers.2);
+}
+
+#[test]
+fn a_small_state_is_written_whole_also_after_a_restart() {
+    let drive = SimDrive::new(9, "a");
+    let mut answers = Answers::default();
+    let mut unit = create(&drive, 1, Limits::default(), &mut answers);
+    ask(&mut unit, 1, &mut answers);
+    checkpoint(&mut unit, &mut answers);
+    drop(unit);
+    let open = OpenOptions { options: options(), ..OpenOptions::default() };
+    let (disks, ending) = (vec![SimDisk::open(&drive)], |_: PartitionId| Ending::default());
+    let opened =
+        Unit::open(disks, open, application(Limits::default()), &nobody(), &ending, Time(2), &mut answers);
+    let (mut unit, _) = opened.unwrap();
+    ask(&mut unit, 2, &mut answers);
+    checkpoint(&mut unit, &mut answers);
+    // Increments would only make the next start longer.
+    let newest = unit.checkpoints().versions(PartitionId(0).into()).last().expect("written");
+    assert_eq!((newest.manifest.version, newest.manifest.base), (Version(2), None));
 }
 
 #[test]

@@ -37,8 +37,8 @@ const DEPTH: usize = 8;
 const CHUNK: usize = 1 << 20;
 /// Bytes of the first read at a new place, before it is known that more will be wanted there.
 const FIRST: usize = 64 << 10;
-/// How far behind the end of the chain later commits are looked for: four times the largest commit.
-const EXAMINED: u64 = 16 << 20;
+/// How far behind the end of the chain later commits are looked for: twice the largest commit.
+const EXAMINED: u64 = 8 << 20;
 /// Findings that are listed; more are only counted.
 const LISTED: usize = 1000;
 
