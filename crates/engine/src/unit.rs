@@ -279,6 +279,8 @@ pub struct Unit<D: Disk> {
     inner: VecDeque<Inner>,
     failed: Option<String>,
     collect_due: bool,
+    /// Whose turn it is to write the next chunk of a checkpoint.
+    feed_from: usize,
     /// When idle sessions are looked for next.
     next_expiry: Time,
     events: Events,
@@ -457,6 +459,7 @@ impl<D: Disk> Unit<D> {
             inner: VecDeque::new(),
             failed: None,
             collect_due: true,
+            feed_from: 0,
             next_expiry: Time::NEVER,
             events: Events::default(),
             scrub: Scrub::default(),
@@ -1063,15 +1066,17 @@ impl<D: Disk> Unit<D> {
         let _ = (now, outside); // its commands are carried out by the caller's `obey`
     }
 
-    /// One chunk per call and partition, so that messages are not delayed by more than one.
+    /// One chunk per call, so that messages are not delayed by more than one; in turns among partitions.
     fn feed_checkpoints(&mut self, now: Time, outside: &mut dyn Outside) -> bool {
         let mut any = false;
-        for index in 0..self.members.len() {
+        for turn in 0..self.members.len() {
+            let index = (self.feed_from + turn) % self.members.len();
             let member = &mut self.members[index];
             let log = LogId::from(member.partition.id());
             let Some(writing) = &mut member.writing else { continue };
-            if !writing.drained && self.checkpoints.is_ready(log) {
+            if !any && !writing.drained && self.checkpoints.is_ready(log) {
                 any = true;
+                self.feed_from = index + 1;
                 let mut trouble = None;
                 if writing.carry.len() < CHUNK_BYTES {
                     match member.partition.write_snapshot(&mut writing.carry, CHUNK_BYTES) {
