@@ -276,11 +276,21 @@ fn retried(folder: &Folder, arguments: &[&str]) -> Value {
 #[test]
 fn each_kind_of_kill_falls_among_transfers_in_flight() {
     let folder = Folder::new();
-    let output = folder.run(&["--transfers", "120000", "--accounts", "300", "--kill-every", "40ms"]);
+    let output = folder.run(&[
+        "--transfers",
+        "120000",
+        "--accounts",
+        "300",
+        "--mirror",
+        "mirror",
+        "--kill-every",
+        "40ms",
+    ]);
     let said = complaint(&output);
     assert!(output.status.success(), "{said}");
     for kind in ["while serving", "during a recovery", "during a checkpoint", "all at once"] {
         assert!(said.contains(kind), "no kill {kind}: {said}");
     }
+    assert!(said.contains("one disk: the mirror does not survive its loss"), "{said}");
     assert!(said.contains("lost") && said.contains("doubled"), "{said}");
 }

@@ -62,6 +62,9 @@ pub struct Limits {
     pub checkpoint_bytes: u64,
     /// Increments on one full image before the next full one.
     pub chain_length: u32,
+    /// A full image of at most this many bytes is written instead of an increment; a larger one is as
+    /// long as it is no larger than the log that it lets go.
+    pub small_image_bytes: u64,
     /// Unreceipted frames are sent again after this long without progress.
     pub retransmit_after: Duration,
     /// Deliveries in careful mode after an abnormal end.
@@ -76,6 +79,7 @@ impl Default for Limits {
             checkpoint_runs: 25_000,
             checkpoint_bytes: 256 << 20,
             chain_length: 8,
+            small_image_bytes: 1 << 20,
             retransmit_after: Duration::from_secs(1),
             careful_deliveries: 64,
         }
@@ -1682,7 +1686,8 @@ impl Partition {
         }
         // A full image is worth its bytes when it is no larger than the log it lets go: the log is
         // cut only when two chains without a common part exist.
-        let affordable = self.checkpoint.full_bytes <= self.checkpoint.bytes.max(1 << 20);
+        let small = self.setup.limits.small_image_bytes;
+        let affordable = self.checkpoint.full_bytes <= self.checkpoint.bytes.max(small);
         let full = self.checkpoint.needs_full
             || affordable
             || self.checkpoint.increments >= self.setup.limits.chain_length;

@@ -266,6 +266,7 @@ impl App {
         if root.is_new {
             root.finish_creation()?;
         }
+        root.warnings().iter().for_each(|warning| tracing::warn!(%warning, "disks"));
         Ok(Runtime { node, root })
     }
 }

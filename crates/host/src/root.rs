@@ -10,7 +10,7 @@
 //! DIR/j0, DIR/j1, ..        journal directories
 //! ```
 
-use crate::os::file_disk::create_directory;
+use crate::os::file_disk::{DiskWarning, create_directory, mirror_warning, place_warning};
 use crate::os::lock::LockError;
 use rallypoint_base::id::{DirectoryId, Lineage, StoreId};
 use rallypoint_engine::map::{Map, MapError};
@@ -460,6 +460,19 @@ impl Root {
     pub fn copies_of(&self, directory: DirectoryId) -> impl Iterator<Item = PathBuf> + '_ {
         let name = directory.to_string();
         [Some(&self.dir), self.mirror.as_ref()].into_iter().flatten().map(move |place| place.join(&name))
+    }
+
+    /// What the owner of this store should know about the disks it lies on and may decide to live
+    /// with: a file system in memory, a mirror on the same disk.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<DiskWarning> {
+        let places = [Some(&self.dir), self.mirror.as_ref()].into_iter().flatten();
+        let mut warnings: Vec<DiskWarning> = places.filter_map(|place| place_warning(place)).collect();
+        if let Some(mirror) = &self.mirror {
+            // One that cannot be looked at was opened, or is told of as missing.
+            warnings.extend(mirror_warning(&self.dir, mirror).ok().flatten());
+        }
+        warnings
     }
 
     /// Where a directory's running page lies: beside the first copy that exists.

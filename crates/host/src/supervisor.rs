@@ -135,6 +135,7 @@ impl App {
                 root.map.directory_count()
             )));
         }
+        root.warnings().iter().for_each(|warning| tracing::warn!(%warning, "disks"));
         let place = sockets::directory(&root);
         sockets::announce(&place, workers)?;
         let program = std::env::current_exe()

@@ -139,6 +139,8 @@ impl Default for Settings {
                 checkpoint_runs: 12,
                 checkpoint_bytes: 1 << 20,
                 chain_length: 2,
+                // The worlds' states are small, and increments are to be met too.
+                small_image_bytes: 0,
                 retransmit_after: Duration::from_millis(25),
                 careful_deliveries: 6,
             },

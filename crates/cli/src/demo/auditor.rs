@@ -69,6 +69,13 @@ fn try_run(arguments: &Arguments) -> Result<Exit, String> {
         app = app.mirror(mirror);
     }
     let runtime = app.open(&arguments.dir).map_err(|e| text(&e))?;
+    for report in runtime.reports() {
+        let damage = report.journal.lost.first().map(ToString::to_string);
+        if let Some(what) = damage.or_else(|| report.stopped.first().map(ToString::to_string)) {
+            let dir = arguments.dir.display();
+            return Err(format!("the store cannot be read whole ({what}): see rallypoint verify {dir}"));
+        }
+    }
     if !runtime.drain(Duration::from_secs(60)) {
         return Err("the messages between accounts did not all arrive within a minute".into());
     }

@@ -151,6 +151,9 @@ fn try_run(arguments: &Arguments) -> Result<u8, String> {
     let workers = usize::from(arguments.workers);
     let supervisor =
         app.supervise_as(&dir, workers, vec!["demo".into()], true).map_err(|error| error.to_string())?;
+    for warning in supervisor.root().warnings() {
+        eprintln!("note: {warning}");
+    }
     let (figures, failure) = drive(arguments, &place, &supervisor)?;
     let stopped = supervisor.stop(Duration::from_secs(60));
     if let Some(failure) = failure {

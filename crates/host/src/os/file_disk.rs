@@ -168,6 +168,18 @@ pub fn mirror_warning(one: &Path, other: &Path) -> io::Result<Option<DiskWarning
     Ok(same.then(|| DiskWarning::OneDisk { one: one.to_owned(), other: other.to_owned() }))
 }
 
+/// The warning about the file system that a directory lies on, if there is one.
+#[must_use]
+pub fn place_warning(directory: &Path) -> Option<DiskWarning> {
+    let file_system = file_system::recognise(directory).ok()?;
+    let directory = directory.to_owned();
+    match file_system.suitability {
+        Suitability::Good => None,
+        Suitability::Memory => Some(DiskWarning::Memory { directory }),
+        Suitability::Unsuitable => Some(DiskWarning::Unsuitable { directory, file_system }),
+    }
+}
+
 /// True for the names whose files are opened `O_DIRECT`: large ones, written in whole blocks.
 #[must_use]
 pub fn is_direct(name: &str) -> bool {
