@@ -1138,7 +1138,8 @@ impl<D: Disk> Unit<D> {
                     member.partition.request_checkpoint(now, &mut self.outbox);
                     self.obey(index, now, outside);
                 }
-            } else if self.store.log_bytes(log) > bound {
+            } else if self.checkpoints.chains_cut(log) < newest && self.store.log_bytes(log) > bound {
+                // (Else a pinned version holds the journal, and no checkpoint lets it go.)
                 member.partition.request_full_checkpoint(now, &mut self.outbox);
                 self.obey(index, now, outside);
             }

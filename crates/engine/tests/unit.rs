@@ -2,7 +2,7 @@
 //! proves is damage, not a short history; and whoever hardly runs does not hold the journal up.
 
 use rallypoint_base::id::{
-    DirectoryId, Epoch, InputSeq, Lineage, PartitionId, SessionId, Ssn, StoreId, Version,
+    DirectoryId, Epoch, InputSeq, Lineage, LogId, PartitionId, SessionId, Ssn, StoreId, Version,
 };
 use rallypoint_base::time::Time;
 use rallypoint_engine::actor::{Actor, Cx};
@@ -190,6 +190,29 @@ fn checkpoint(unit: &mut Unit<SimDisk>, answers: &mut Answers) {
         unit.pump(Time(1), answers);
     }
     assert_eq!(answers.1, before + 1, "{:?}", answers.2);
+}
+
+#[test]
+fn a_pinned_version_that_holds_the_journal_makes_nobody_checkpoint_again_and_again() {
+    let drive = SimDrive::new(5, "a");
+    let mut answers = Answers::default();
+    let limits =
+        Limits { checkpoint_runs: 500, checkpoint_bytes: 2 << 20, chain_length: 3, ..Limits::default() };
+    let mut unit = create(&drive, 2, limits, &mut answers);
+    ask_at(&mut unit, PartitionId(1), 1, &mut answers);
+    unit.request_checkpoints(Time(1), true, &mut answers);
+    while answers.1 == 0 {
+        unit.pump(Time(1), &mut answers);
+    }
+    let (idle, first) = (LogId::from(PartitionId(1)), Version(1));
+    let (store, checkpoints) = unit.storage();
+    checkpoints.pin(store.copies(), idle, first).expect("pinned");
+    for seq in 1..=12_000 {
+        ask(&mut unit, seq, &mut answers);
+        unit.pump(Time(1), &mut answers);
+    }
+    let newest = unit.checkpoints().versions(idle).last().expect("kept").manifest.version;
+    assert!(newest <= Version(3), "the idle one was checkpointed up to {newest}");
 }
 
 #[test]

@@ -878,15 +878,17 @@ impl<D: Disk> Store<D> {
     /// Bytes of journal since the segment of the log's oldest needed record.
     #[must_use]
     pub fn log_bytes(&self, log: LogId) -> u64 {
-        let Some(slot) = self.logs.all().iter().position(|state| state.log == log) else { return 0 };
-        self.slot_bytes(slot)
+        self.slot_of(log).map_or(0, |slot| self.slot_bytes(slot))
     }
 
     /// Bytes of journal since the segment of the log's first record at this position or behind it.
     #[must_use]
     pub fn log_bytes_since(&self, log: LogId, position: Position) -> u64 {
-        let Some(slot) = self.logs.all().iter().position(|state| state.log == log) else { return 0 };
-        self.bytes_since(slot, position)
+        self.slot_of(log).map_or(0, |slot| self.bytes_since(slot, position))
+    }
+
+    fn slot_of(&self, log: LogId) -> Option<usize> {
+        self.logs.all().iter().position(|state| state.log == log)
     }
 
     fn slot_bytes(&self, slot: usize) -> u64 {

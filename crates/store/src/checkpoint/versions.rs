@@ -159,18 +159,20 @@ impl CheckpointStore {
     }
 
     /// The log may be cut below this: records at positions up to it are needed by no kept version.
-    /// It is the older of the tips of the two newest part-disjoint chains and of the pinned versions;
-    /// 0 (nothing may be cut) as long as there are not two such chains.
+    /// It is the older of [`Self::chains_cut`] and the pinned versions.
     #[must_use]
     pub fn log_cut(&self, log: LogId) -> Position {
+        let pinned = self.versions(log).iter().filter(|info| info.pinned).map(|info| info.manifest.position);
+        pinned.chain([self.chains_cut(log)]).min().unwrap_or_default()
+    }
+
+    /// The older of the tips of the two newest part-disjoint chains; 0 as long as there are not two.
+    /// Further checkpoints of the same state do not move it.
+    #[must_use]
+    pub fn chains_cut(&self, log: LogId) -> Position {
         let (Some(first), Some(second)) = self.tips(log) else { return Position(0) };
-        let pinned = self.versions(log).iter().filter(|info| info.pinned).map(|info| info.manifest.version);
-        pinned
-            .chain([first, second])
-            .filter_map(|version| self.version(log, version))
-            .map(|info| info.manifest.position)
-            .min()
-            .unwrap_or_default()
+        let position = |version| self.version(log, version).map(|info| info.manifest.position);
+        [first, second].into_iter().filter_map(position).min().unwrap_or_default()
     }
 
     /// Says which versions of a log a rollback protocol may still go back to: `floor` and all above
