@@ -7,7 +7,8 @@
 //! frame (the substrate's channel counters are all the dependency tracking that is needed).
 //!
 //! Invariants: the recovery line is consistent and maximal; the stable line (all failed) never
-//! moves back and no rollback goes below it; nothing runs between a partition's report and its
+//! moves back and no rollback goes below it (if its checkpoint is lost on every copy there is no
+//! line, and everybody stands still until a person has looked); nothing runs between a partition's report and its
 //! resumption; an order of rollback is obeyed at most once per epoch, and only by the incarnation
 //! whose report it answers.
 //!

@@ -19,8 +19,8 @@ use thiserror::Error;
 
 /// No known checkpoint of a partition fits under the failure.
 ///
-/// Cannot happen while every history reaches down to the last line with all failed: then metadata
-/// was lost, or somebody collected too much.
+/// Cannot happen while every history reaches down to the last line with all failed. Else metadata
+/// was lost, somebody collected too much, or the checkpoint of a stable line can be read no more.
 ///
 /// ```
 /// use rallypoint_base::id::PartitionId;
@@ -32,7 +32,7 @@ use thiserror::Error;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error(
-    "no known checkpoint of {partition} is consistent with the others: its older checkpoints are lost or were collected too early"
+    "no known checkpoint of {partition} is consistent with the others and with what was let out: checkpoints of it are lost or were collected too early"
 )]
 pub struct NoLine {
     /// The partition that has no point to go back to.

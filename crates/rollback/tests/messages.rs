@@ -194,6 +194,36 @@ fn a_coordinator_without_a_stable_record_has_decided_nothing() {
 }
 
 #[test]
+fn no_line_lies_below_what_was_called_stable() {
+    let id = PartitionId(0);
+    let mut coordinator = Coordinator::new([id]);
+    coordinator.recover([], &mut Vec::new()).unwrap();
+    to_coordinator(&mut coordinator, 0, &Message::Restarted);
+    let report = |coordinator: &mut Coordinator, round, history| {
+        to_coordinator(coordinator, 0, &Message::Report { round: Epoch(round), history })
+    };
+    let commands = report(&mut coordinator, 1, History::initial());
+    assert!(matches!(commands[..], [Command::Persist { .. }]), "{commands:?}");
+    coordinator.handle(Event::Persisted { token: 1 }, &mut Vec::new());
+    to_coordinator(&mut coordinator, 0, &Message::RolledBack { round: Epoch(1) });
+    let first = history(vec![(1, 1, 0, 0, 0)]);
+    to_coordinator(&mut coordinator, 0, &Message::Announce { epoch: Epoch(1), history: first.clone() });
+    assert_eq!(coordinator.stable()[&id], Version(1));
+
+    // The stored version went bad on every copy, and the partition comes back at the one before.
+    to_coordinator(&mut coordinator, 0, &Message::Restarted);
+    let commands = report(&mut coordinator, 2, History::initial());
+    assert!(commands.is_empty(), "{commands:?}");
+    assert_eq!(coordinator.no_line().map(|none| none.partition), Some(id));
+
+    // A person puts the file back: the next restart finds a line again.
+    to_coordinator(&mut coordinator, 0, &Message::Restarted);
+    let commands = report(&mut coordinator, 3, first);
+    assert!(matches!(commands[..], [Command::Persist { .. }]), "{commands:?}");
+    assert_eq!(coordinator.no_line(), None);
+}
+
+#[test]
 fn the_newest_record_counts_and_a_foreign_one_is_refused() {
     let line = |version| Cut::from([(PartitionId(0), Point::Stable(Version(version)))]);
     let old = Recovery { epoch: Epoch(3), line: line(1) }.encode();

@@ -5,7 +5,8 @@
 //!
 //! Never: beyond the promise. Disk faults hit one chosen copy of a mirrored pair, never a directory
 //! with one copy (that one only loses power); a checkpoint rots on all copies at most once per
-//! directory, because an older chain and the log behind it are promised.
+//! directory, because an older chain and the log behind it are promised. A protocol that keeps no
+//! log has nothing behind an older chain: there a checkpoint rots on the one chosen copy only.
 
 use crate::message::Node;
 use crate::settings::Settings;
@@ -310,10 +311,13 @@ impl World {
         }
     }
 
-    /// Rots the newest checkpoint of a partition on all copies, then ends the worker.
+    /// Rots the newest checkpoint of a partition, then ends the worker.
     fn rot_checkpoint(&mut self) {
+        // A rolling protocol keeps no log that could stand in for a checkpoint.
+        let one_copy = self.settings.rolls_back;
         let candidates: Vec<usize> = (0..self.directories.len())
             .filter(|&at| !self.directories[at].rotted_checkpoint && self.directories[at].unit.is_some())
+            .filter(|&at| !one_copy || self.directories[at].bad_copy.is_some())
             .collect();
         for at in candidates {
             let Some(unit) = &self.directories[at].unit else { continue };
@@ -325,7 +329,10 @@ impl World {
             let name = file_name(log, version, FileKind::Part);
             let offset = self.random.below(200);
             let mut hit = false;
-            for drive in &self.directories[at].drives {
+            for (copy, drive) in self.directories[at].drives.iter().enumerate() {
+                if one_copy && self.directories[at].bad_copy != Some(copy) {
+                    continue;
+                }
                 // A copy that was dropped has no such file.
                 hit |= drive.flip_bit(&name, offset, 3);
             }

@@ -26,7 +26,8 @@ pub struct Faults {
     pub network: bool,
     /// One copy of each mirrored pair rots, lies, fails or disappears.
     pub disks: bool,
-    /// Once per directory, the newest checkpoint rots on every copy.
+    /// Once per directory, the newest checkpoint rots: on every copy, or on one when the protocol
+    /// keeps no log.
     pub checkpoints: bool,
     /// Effects fail, hang, or end twice.
     pub effects: bool,

@@ -237,13 +237,25 @@ impl Coordinator {
         if self.histories.len() < self.partitions.len() {
             return;
         }
-        match recovery_line(&self.histories, &BTreeSet::new()) {
+        match recovery_line(&self.histories, &BTreeSet::new()).and_then(|line| self.not_below_stable(line)) {
             Ok(line) => {
                 let record = Recovery { epoch: self.epoch, line };
                 out.push(Command::Persist { token: u64::from(self.epoch.0), bytes: record.encode() });
                 self.phase = Phase::Persisting(record);
             }
             Err(no_line) => self.no_line = Some(no_line),
+        }
+    }
+
+    /// The line as it is, unless it would undo what has been called stable. Then a checkpoint was lost
+    /// that outputs rest on, and there is no log to stand in for it: better no line than a false one.
+    fn not_below_stable(&self, line: Cut) -> Result<Cut, NoLine> {
+        let below = line.iter().find(|(partition, point)| {
+            matches!(point, Point::Stable(version) if Some(version) < self.stable.get(partition))
+        });
+        match below {
+            Some((&partition, _)) => Err(NoLine { partition }),
+            None => Ok(line),
         }
     }
 
