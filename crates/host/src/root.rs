@@ -467,7 +467,8 @@ impl Root {
     #[must_use]
     pub fn warnings(&self) -> Vec<DiskWarning> {
         let places = [Some(&self.dir), self.mirror.as_ref()].into_iter().flatten();
-        let mut warnings: Vec<DiskWarning> = places.filter_map(|place| place_warning(place)).collect();
+        let mut warnings: Vec<DiskWarning> =
+            places.filter_map(|place| place_warning(place).ok().flatten()).collect();
         if let Some(mirror) = &self.mirror {
             // One that cannot be looked at was opened, or is told of as missing.
             warnings.extend(mirror_warning(&self.dir, mirror).ok().flatten());

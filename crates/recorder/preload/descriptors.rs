@@ -96,7 +96,7 @@ fn look_closely(config: &Config, fd: c_int) -> (u8, u64) {
     let flags = if folder { DIRECTORY } else { 0 } | if synced { DURABLE } else { 0 };
     let head = Head { inode: stat.st_ino, flags, ..Head::new(Kind::Known) };
     let known = notes::note(config, head, path.as_bytes(), &[]);
-    if !folder && stat.st_size > 0 {
+    if !folder && stat.st_size > 0 && config.records() {
         seen(config, fd, known, stat.st_ino);
     }
     let class = match (folder, synced) {

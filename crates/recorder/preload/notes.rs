@@ -115,6 +115,11 @@ pub(crate) fn config() -> Option<&'static Config> {
 }
 
 impl Config {
+    /// False when only failures are made.
+    pub(crate) fn records(&self) -> bool {
+        self.out.is_some()
+    }
+
     pub(crate) fn is_recorded(&self, path: &[u8]) -> bool {
         path.strip_prefix(self.directory.as_slice())
             .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))

@@ -13,6 +13,7 @@
 //!
 //! A tool of the project: not published, part of no product.
 
+mod blocks;
 pub mod preload;
 pub mod rebuild;
 pub mod record;

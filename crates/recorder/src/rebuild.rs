@@ -10,15 +10,13 @@
 //! Syncing a file does not make its name certain, although ext4 would: POSIX promises no more.
 //! Invariant: the same recording, instant and seed give the same directory.
 
+use crate::blocks::{BLOCK, pieces};
 use crate::recording::{Instant, Operation, Random, Recording, What};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-
-const BLOCK: u64 = 4096;
 
 /// What a rebuilt directory kept and lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -377,12 +375,10 @@ impl Object<'_> {
         for (index, change) in self.changes.iter().enumerate() {
             match change.kind {
                 ChangeKind::Write { offset, len, data, .. } => {
-                    for block in blocks(offset, len) {
-                        if kept[&block] <= index {
+                    for (from, to) in pieces(offset, len) {
+                        if kept[&(from / BLOCK)] <= index {
                             continue;
                         }
-                        let from = offset.max(block * BLOCK);
-                        let to = (offset + len).min((block + 1) * BLOCK);
                         let data = data.map(|data| &data[(from - offset) as usize..(to - offset) as usize]);
                         content.put(from, to - from, data);
                     }
@@ -411,8 +407,8 @@ impl Object<'_> {
             let ChangeKind::Write { offset, len, durable, .. } = change.kind else { continue };
             let done = change.operation.done_by(instant);
             let certain = done && (durable || covered(change.operation, &self.syncs, instant));
-            for block in blocks(offset, len) {
-                writes.entry(block).or_default().push((index, certain));
+            for (from, _) in pieces(offset, len) {
+                writes.entry(from / BLOCK).or_default().push((index, certain));
             }
         }
         let mut kept = BTreeMap::new();
@@ -431,19 +427,10 @@ impl Object<'_> {
     }
 }
 
-fn blocks(offset: u64, len: u64) -> RangeInclusive<u64> {
-    if len == 0 {
-        #[expect(clippy::reversed_empty_ranges, reason = "no block at all")]
-        return 1..=0;
-    }
-    offset / BLOCK..=(offset + len - 1) / BLOCK
-}
-
 impl Content {
     fn put(&mut self, offset: u64, len: u64, data: Option<&[u8]>) {
-        for block in blocks(offset, len) {
-            let from = offset.max(block * BLOCK);
-            let to = (offset + len).min((block + 1) * BLOCK);
+        for (from, to) in pieces(offset, len) {
+            let block = from / BLOCK;
             let inside = (from % BLOCK) as usize..(from % BLOCK + (to - from)) as usize;
             match data.map(|data| &data[(from - offset) as usize..(to - offset) as usize]) {
                 Some(data) => {

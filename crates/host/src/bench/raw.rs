@@ -289,8 +289,14 @@ fn open_reading(path: &Path) -> io::Result<File> {
 /// # Errors
 /// What the operating system says.
 pub fn sequential_write(directory: &Path, len: u64) -> io::Result<Duration> {
-    let name = (0_u32..).map(|number| directory.join(format!("bare-sequential-{number}")));
-    let path = name.into_iter().find(|path| !path.exists()).unwrap_or_default();
+    let mut number = 0;
+    let path = loop {
+        let path = directory.join(format!("bare-sequential-{number}"));
+        if !path.exists() {
+            break path;
+        }
+        number += 1;
+    };
     let mut file = open_direct(&path, 0, true)?;
     let started = Instant::now();
     fill_file(&mut file, len, MIB / 4)?;

@@ -169,15 +169,17 @@ pub fn mirror_warning(one: &Path, other: &Path) -> io::Result<Option<DiskWarning
 }
 
 /// The warning about the file system that a directory lies on, if there is one.
-#[must_use]
-pub fn place_warning(directory: &Path) -> Option<DiskWarning> {
-    let file_system = file_system::recognise(directory).ok()?;
+///
+/// # Errors
+/// It does not exist or cannot be examined.
+pub fn place_warning(directory: &Path) -> io::Result<Option<DiskWarning>> {
+    let file_system = file_system::recognise(directory)?;
     let directory = directory.to_owned();
-    match file_system.suitability {
+    Ok(match file_system.suitability {
         Suitability::Good => None,
         Suitability::Memory => Some(DiskWarning::Memory { directory }),
         Suitability::Unsuitable => Some(DiskWarning::Unsuitable { directory, file_system }),
-    }
+    })
 }
 
 /// True for the names whose files are opened `O_DIRECT`: large ones, written in whole blocks.
@@ -196,7 +198,6 @@ pub struct FileDisk {
     place: Arc<Place>,
     name: String,
     bulk_threads: usize,
-    warnings: Vec<DiskWarning>,
     next: u64,
     next_file: u32,
     /// Submitted and not yet handed to a thread, in order.
@@ -421,17 +422,12 @@ impl FileDisk {
         if !fs::metadata(&directory).map_err(unusable)?.is_dir() {
             return Err(unusable(io::ErrorKind::NotADirectory.into()));
         }
-        let file_system = file_system::recognise(&directory).map_err(unusable)?;
-        let mut warnings = Vec::new();
-        match file_system.suitability {
-            Suitability::Good => {}
-            Suitability::Memory => warnings.push(DiskWarning::Memory { directory: directory.clone() }),
-            Suitability::Unsuitable if options.allow_unsuitable || options.read_only => {
-                warnings.push(DiskWarning::Unsuitable { directory: directory.clone(), file_system });
-            }
-            Suitability::Unsuitable => {
-                return Err(OpenDiskError::UnsuitableFileSystem { directory, file_system });
-            }
+        if !options.allow_unsuitable
+            && !options.read_only
+            && let Some(DiskWarning::Unsuitable { directory, file_system }) =
+                place_warning(&directory).map_err(unusable)?
+        {
+            return Err(OpenDiskError::UnsuitableFileSystem { directory, file_system });
         }
         Ok(Self {
             name: directory.display().to_string(),
@@ -443,7 +439,6 @@ impl FileDisk {
                 freeing: Freeing::default(),
             }),
             bulk_threads: options.bulk_threads.max(1),
-            warnings,
             next: 0,
             next_file: 0,
             queued: VecDeque::new(),
@@ -465,12 +460,6 @@ impl FileDisk {
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.place.directory
-    }
-
-    /// What its owner should know about this disk.
-    #[must_use]
-    pub fn warnings(&self) -> &[DiskWarning] {
-        &self.warnings
     }
 
     /// Hands everything queued to the standing threads, like `poll`, without taking a completion.

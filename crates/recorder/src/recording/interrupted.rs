@@ -8,10 +8,9 @@
 //! Invariant: an operation that has an end is left as it is.
 
 use super::{Instant, Operation, What};
+use crate::blocks::{BLOCK, pieces};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-
-const BLOCK: u64 = 4096;
 
 /// One process's look at one file.
 struct Look<'a> {
@@ -110,17 +109,6 @@ fn looks(operations: &[Operation]) -> Vec<Look<'_>> {
         }
     }
     looks.into_values().collect()
-}
-
-/// A range cut at the blocks' ends.
-fn pieces(offset: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
-    let end = offset + len;
-    let mut at = offset;
-    std::iter::from_fn(move || {
-        let from = at;
-        at = ((from / BLOCK + 1) * BLOCK).min(end);
-        (from < end).then_some((from, at))
-    })
 }
 
 impl Look<'_> {

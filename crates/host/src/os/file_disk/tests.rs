@@ -148,8 +148,8 @@ fn the_contract_holds_on_the_disk_of_the_checkout() {
 fn the_contract_holds_in_memory() {
     contract_everywhere(|| tempfile::tempdir_in("/dev/shm").expect("temporary directory"));
     let directory = tempfile::tempdir_in("/dev/shm").expect("temporary directory");
-    let disk = disk_in(directory.path());
-    assert!(matches!(disk.warnings(), [DiskWarning::Memory { .. }]), "{:?}", disk.warnings());
+    let warning = place_warning(directory.path()).expect("examined");
+    assert!(matches!(warning, Some(DiskWarning::Memory { .. })), "{warning:?}");
 }
 
 /// With `TMPDIR` on a file system that refuses `O_DIRECT` (ramfs, tmpfs before Linux 6.6) this
