@@ -8,6 +8,7 @@
 
 use crate::command::Notice;
 use crate::unit::{Outside, UnitNotice};
+use rallypoint_base::id::PartitionId;
 use rallypoint_base::time::Time;
 use rallypoint_store::checkpoint::Identity;
 use rallypoint_store::copies::{Copies, CopyIndex, Routed};
@@ -17,16 +18,37 @@ use std::time::Duration;
 
 /// Events that wait for a log that is not open yet.
 const EARLY: usize = 256;
-/// Refusals inside are the application's daily bread: one event in this time counts them.
+/// Refusals (inside, at the door) are daily bread: one event in this time counts them.
 const DAMPED: Duration = Duration::from_secs(10);
+
+/// Something frequent: until when it is only counted, and how often it was.
+#[derive(Debug, Default)]
+struct Damped {
+    until: Time,
+    more: u64,
+}
+
+impl Damped {
+    /// Counts one; when an event is due, how many others there were since the last one.
+    fn due(&mut self, now: Time) -> Option<u64> {
+        if now < self.until {
+            self.more += 1;
+            return None;
+        }
+        self.until = now + DAMPED;
+        Some(std::mem::take(&mut self.more))
+    }
+}
 
 /// The notices of a unit on their way. See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Events {
     log: Option<EventLog>,
     early: Vec<Event>,
-    /// Until when refusals inside are only counted, and how many were.
-    damped: (Time, u64),
+    /// Refusals inside.
+    inside: Damped,
+    /// Refusals at the door.
+    door: Damped,
 }
 
 impl Events {
@@ -62,6 +84,14 @@ impl Events {
             Some(log) => log.append(event),
             None if self.early.len() < EARLY => self.early.push(event),
             None => {}
+        }
+    }
+
+    /// The door of a partition turned an input away because it has too much to do.
+    pub(crate) fn overloaded(&mut self, now: Time, partition: PartitionId) {
+        if let Some(more) = self.door.due(now) {
+            let event = Event::new(now, EventKind::Overloaded).with("partition", partition);
+            self.add(event.with("more_before", more));
         }
     }
 
@@ -110,11 +140,7 @@ impl Events {
                         event(EventKind::Drop).with("what", "the late result of an effect").with("key", key)
                     }
                     Notice::RefusedInside { detail } => {
-                        if now < self.damped.0 {
-                            self.damped.1 += 1;
-                            return None;
-                        }
-                        let more = std::mem::replace(&mut self.damped, (now + DAMPED, 0)).1;
+                        let more = self.inside.due(now)?;
                         event(EventKind::Drop)
                             .with("what", "a message that its receiver refused")
                             .with("detail", detail)
@@ -155,5 +181,24 @@ impl Events {
                 .with("version", version)
                 .with("why", detail),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_door_is_one_event_in_ten_seconds_that_counts_the_others() {
+        let mut events = Events::default();
+        for second in 0..=10 {
+            events.overloaded(Time(second * 1_000_000_000), PartitionId(4));
+        }
+        let told: Vec<_> = events.early.iter().map(|event| (event.kind, event.fields.clone())).collect();
+        let event = |more: &str| {
+            let field = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+            (EventKind::Overloaded, vec![field("partition", "p4"), field("more_before", more)])
+        };
+        assert_eq!(told, [event("0"), event("9")]);
     }
 }

@@ -93,6 +93,11 @@ pub trait Witness: Send {
     fn running(&mut self, identity: u64);
     /// It ended.
     fn idle(&mut self);
+    /// This version of the partition's checkpoints is about to be restored, which calls the
+    /// application's own code.
+    fn restoring(&mut self, _version: Version) {}
+    /// That ended, well or not.
+    fn restored(&mut self) {}
 }
 
 /// A witness that sees nothing.
@@ -209,6 +214,8 @@ pub struct Ending {
     /// The identities of the inputs that were running at that instant, from a [`Witness`] that
     /// outlived it; `None` when no witness did (power was lost, or it was the first start).
     pub running: Option<Vec<u64>>,
+    /// The version that was being restored at that instant.
+    pub restoring: Option<Version>,
 }
 
 struct CheckpointState {
@@ -425,6 +432,14 @@ impl Partition {
     }
 
     // ---------------------------------------------------------------- restore and replay
+
+    /// Tells the witness that a restore begins (or has ended).
+    pub(crate) fn restoring(&mut self, version: Option<Version>) {
+        match version {
+            Some(version) => self.witness.restoring(version),
+            None => self.witness.restored(),
+        }
+    }
 
     /// Takes back the header of a checkpoint. The content follows with [`Partition::load_content`].
     ///

@@ -28,7 +28,7 @@ use rallypoint_base::wire::Malformed;
 use rallypoint_rollback::protocol::{Peer, Protocol};
 use rallypoint_store::checkpoint::{
     Begin, CHUNK_BYTES, CheckpointEvent, CheckpointStore, Finding as CheckpointFinding,
-    Identity as CheckpointIdentity, ScanMode, ScrubCursor,
+    Identity as CheckpointIdentity, RESTORE_ATTEMPTS, ScanMode, ScrubCursor,
 };
 use rallypoint_store::copies::Owner;
 use rallypoint_store::disk::Disk;
@@ -179,6 +179,8 @@ pub struct OpenReport {
     pub checkpoints: Vec<CheckpointFinding>,
     /// Versions that could not be restored.
     pub failed_restores: Vec<(PartitionId, Version, String)>,
+    /// Those of them that will not be tried again.
+    pub quarantined: Vec<(PartitionId, Version)>,
     /// Records replayed.
     pub replayed: u64,
     /// Partitions that stopped because replay diverged or could not go on; the others serve.
@@ -366,9 +368,10 @@ impl<D: Disk> Unit<D> {
                 .map_err(|error| OpenError::Checkpoints(error.to_string()))?;
         report.checkpoints = findings;
         let mut members = Self::empty_members(&identity, identity.directory, &map, &application, witness);
-        let mut restored = Vec::with_capacity(members.len());
+        let (mut restored, mut stopped) = (Vec::new(), Vec::new());
         for member in &mut members {
-            restored.push(Self::restore(
+            let restoring = ending(member.partition.id()).restoring;
+            let (behind, error) = Self::restore(
                 &mut mounted,
                 &mut checkpoints,
                 member,
@@ -376,8 +379,11 @@ impl<D: Disk> Unit<D> {
                 &map,
                 &application,
                 witness,
+                restoring,
                 &mut report,
-            )?);
+            )?;
+            restored.push(behind);
+            stopped.push(error);
         }
         let resume = resume_point(&members, &restored);
         let known: Vec<_> = members
@@ -386,7 +392,6 @@ impl<D: Disk> Unit<D> {
             .filter(|(_, restored)| restored.is_some())
             .map(|(member, _)| (LogId::from(member.partition.id()), member.partition.log_tail()))
             .collect();
-        let mut stopped: Vec<Option<ReplayError>> = members.iter().map(|_| None).collect();
         let mut replayed = 0;
         let mut sink = |record: &Record<'_>| -> Result<(), OpenError> {
             let Some(index) = members.iter().position(|m| LogId::from(m.partition.id()) == record.log) else {
@@ -496,7 +501,9 @@ impl<D: Disk> Unit<D> {
     }
 
     /// Restores the newest version that can be; each failure is counted durably, and a version
-    /// that failed too often is quarantined by the checkpoint store.
+    /// that failed too often is quarantined by the checkpoint store. A failure is a version that
+    /// cannot be read, or in whose restore the last holder ended. What this program cannot make out
+    /// of sound bytes is no fault of the version: the partition stops, and the right program goes on.
     fn restore(
         mounted: &mut Mounted<D>,
         checkpoints: &mut CheckpointStore,
@@ -505,22 +512,49 @@ impl<D: Disk> Unit<D> {
         map: &Arc<Map>,
         application: &Application,
         witness: &WitnessFactory,
+        restoring: Option<Version>,
         report: &mut OpenReport,
-    ) -> Result<Option<Behind>, OpenError> {
+    ) -> Result<(Option<Behind>, Option<ReplayError>), OpenError> {
         let id = member.partition.id();
         let log = LogId::from(id);
-        let mut restored = None;
+        let mut restored = (None, None);
+        let mut failed = |mounted: &mut Mounted<D>, checkpoints: &mut CheckpointStore, version, detail| {
+            let count = checkpoints
+                .record_failed_restore(mounted.copies(), log, version)
+                .map_err(|error| OpenError::Checkpoints(error.to_string()))?;
+            report.failed_restores.push((id, version, detail));
+            if count == RESTORE_ATTEMPTS {
+                report.quarantined.push((id, version));
+            }
+            Ok::<(), OpenError>(())
+        };
+        // Whoever is killed again and again for another reason is not to lose the last version over it.
+        let older = |version: Version| {
+            let mut others = checkpoints.versions(log).iter().map(|info| info.manifest.version);
+            others.any(|other| other < version && checkpoints.is_usable(log, other))
+        };
+        let known = |version: &Version| checkpoints.version(log, *version).is_some();
+        if let Some(version) = restoring.filter(known).filter(|&version| older(version)) {
+            let detail = "the last holder ended while it restored this version".to_owned();
+            failed(mounted, checkpoints, version, detail)?;
+        }
         while let Some(version) = checkpoints.newest(log) {
-            match Self::restore_version(mounted.copies(), checkpoints, &mut member.partition, version) {
-                Ok(behind) => {
-                    restored = Some(behind);
+            member.partition.restoring(Some(version));
+            let tried = Self::restore_version(mounted.copies(), checkpoints, &mut member.partition, version);
+            member.partition.restoring(None);
+            match tried {
+                Ok((behind, error)) => {
+                    restored = (Some(behind), error);
+                    let known = checkpoints.version(log, version);
+                    if restored.1.is_none() && known.is_some_and(|info| info.failed_restores > 0) {
+                        checkpoints
+                            .forgive_restores(mounted.copies(), log, version)
+                            .map_err(|error| OpenError::Checkpoints(error.to_string()))?;
+                    }
                     break;
                 }
                 Err(detail) => {
-                    checkpoints
-                        .record_failed_restore(mounted.copies(), log, version)
-                        .map_err(|error| OpenError::Checkpoints(error.to_string()))?;
-                    report.failed_restores.push((id, version, detail));
+                    failed(mounted, checkpoints, version, detail)?;
                     *member = Self::empty_member(id, identity, map, application, witness);
                 }
             }
@@ -530,12 +564,13 @@ impl<D: Disk> Unit<D> {
         Ok(restored)
     }
 
+    /// Gives also why this program cannot make states out of what the version holds.
     fn restore_version(
         copies: &mut rallypoint_store::copies::Copies<D>,
         checkpoints: &mut CheckpointStore,
         partition: &mut Partition,
         version: Version,
-    ) -> Result<Behind, String> {
+    ) -> Result<(Behind, Option<ReplayError>), String> {
         let log = LogId::from(partition.id());
         let header = checkpoints.read_header(copies, log, version).map_err(|e| e.to_string())?;
         let (behind, header) = Behind::split_off(&header).map_err(|e| e.to_string())?;
@@ -544,11 +579,22 @@ impl<D: Disk> Unit<D> {
         if let Some(full) = chain.first().and_then(|&full| checkpoints.version(log, full)) {
             partition.set_full_bytes(full.manifest.chunks.iter().map(|chunk| u64::from(chunk.len)).sum());
         }
+        let mut unreadable = None;
         for link in chain {
-            let mut load = |bytes: &[u8]| partition.load_content(bytes).map_err(|e| e.to_string());
-            checkpoints.read(copies, log, link, &mut load).map_err(|e| e.to_string())?;
+            let mut load = |bytes: &[u8]| match partition.load_content(bytes) {
+                Err(error @ ReplayError::State { .. }) => {
+                    unreadable = Some(error);
+                    Err(String::new())
+                }
+                loaded => loaded.map_err(|e| e.to_string()),
+            };
+            let read = checkpoints.read(copies, log, link, &mut load);
+            if unreadable.is_some() {
+                break;
+            }
+            read.map_err(|e| e.to_string())?;
         }
-        Ok(behind)
+        Ok((behind, unreadable))
     }
 
     fn go_live(&mut self, now: Time, ending: &dyn Fn(PartitionId) -> Ending, outside: &mut dyn Outside) {
@@ -958,7 +1004,12 @@ impl<D: Disk> Unit<D> {
                 Command::Reply { session, seq, outcome, bytes: span } => {
                     outside.reply(session, seq, outcome, &bytes[span]);
                 }
-                Command::Turn { session, seq, why } => outside.turn(session, seq, why),
+                Command::Turn { session, seq, why } => {
+                    if why == Turned::Overloaded {
+                        self.events.overloaded(now, from);
+                    }
+                    outside.turn(session, seq, why);
+                }
                 Command::Perform { key, name, payload, timeout } => {
                     let name = std::str::from_utf8(&bytes[name]).unwrap_or_default();
                     outside.perform(from, key, name, &bytes[payload], timeout);
@@ -1204,13 +1255,11 @@ impl<D: Disk> Unit<D> {
             let mut trouble = undone.err().map(|error| error.to_string());
             member.partition.begin_rollback();
             if version > Version(0) && trouble.is_none() {
-                trouble = Self::restore_version(
-                    self.store.copies(),
-                    &mut self.checkpoints,
-                    &mut member.partition,
-                    version,
-                )
-                .err();
+                let (copies, checkpoints) = (self.store.copies(), &mut self.checkpoints);
+                trouble = match Self::restore_version(copies, checkpoints, &mut member.partition, version) {
+                    Ok((_, error)) => error.map(|error| error.to_string()),
+                    Err(why) => Some(why),
+                };
             }
             if let Some(detail) = trouble {
                 // A partition that cannot go back must not go on.
@@ -1241,7 +1290,7 @@ impl<D: Disk> Unit<D> {
 
     /// Opens the durable event log and writes down the opening with what it found. (The host asks for
     /// it once the unit is open: the simulator does without.)
-    pub fn open_event_log(&mut self, now: Time, report: &OpenReport) {
+    pub fn open_event_log(&mut self, now: Time, report: &OpenReport, hung: bool) {
         if matches!(self.store.refusing(), Some(StoreError::ReadOnly)) {
             return;
         }
@@ -1257,6 +1306,9 @@ impl<D: Disk> Unit<D> {
         let ended = history.events.iter().rev().map(|event| event.kind);
         let ended = ended.into_iter().find(|kind| [EventKind::Opened, EventKind::Closed].contains(kind));
         let event = |kind| Event::new(now, kind);
+        if hung {
+            self.events.add(event(EventKind::Watchdog).with("why", "the last holder made no progress"));
+        }
         if ended == Some(EventKind::Opened) && journal.last_commit > CommitSeq(0) {
             self.events.add(event(EventKind::Restart).with("why", "the last holder ended without closing"));
         }
@@ -1287,8 +1339,12 @@ impl<D: Disk> Unit<D> {
             self.events.add(event(EventKind::CopyLost).with("copy", copy).with("why", error));
         }
         for (partition, version, why) in &report.failed_restores {
-            let event = event(EventKind::Damage).with("what", "a checkpoint could not be restored");
-            self.events.add(event.with("partition", partition).with("version", version).with("why", why));
+            let damage = event(EventKind::Damage).with("what", "a checkpoint could not be restored");
+            self.events.add(damage.with("partition", partition).with("version", version).with("why", why));
+        }
+        for (partition, version) in &report.quarantined {
+            let quarantine = event(EventKind::Quarantine).with("partition", partition);
+            self.events.add(quarantine.with("version", version));
         }
         for stopped in &report.stopped {
             self.events.add(event(EventKind::Divergence).with("detail", stopped));

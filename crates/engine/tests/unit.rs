@@ -13,12 +13,15 @@ use rallypoint_engine::map::Map;
 use rallypoint_engine::parcel::{Body, Parcel, kind_tag};
 use rallypoint_engine::partition::{Ending, Limits};
 use rallypoint_engine::registry::Registry;
-use rallypoint_engine::unit::{Application, Outside, Unit, UnitNotice, WitnessFactory};
+use rallypoint_engine::unit::{Application, OpenReport, Outside, Unit, UnitNotice, WitnessFactory};
 use rallypoint_rollback::pessimistic::Pessimistic;
 use rallypoint_rollback::protocol::Peer;
-use rallypoint_store::checkpoint::Begin;
+use rallypoint_store::checkpoint::{
+    Begin, CheckpointStore, FileKind, Identity as CheckpointIdentity, ScanMode, file_name,
+};
+use rallypoint_store::event_log::{EventKind, EventLog};
 use rallypoint_store::sim_disk::{SimDisk, SimDrive};
-use rallypoint_store::store::{Identity, OpenOptions, Options};
+use rallypoint_store::store::{Identity, OpenOptions, Options, Store};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -213,6 +216,111 @@ fn a_pinned_version_that_holds_the_journal_makes_nobody_checkpoint_again_and_aga
     }
     let newest = unit.checkpoints().versions(idle).last().expect("kept").manifest.version;
     assert!(newest <= Version(3), "the idle one was checkpointed up to {newest}");
+}
+
+#[test]
+fn the_event_log_tells_of_the_watchdog_and_of_a_version_that_is_given_up() {
+    let drive = SimDrive::new(7, "a");
+    let mut answers = Answers::default();
+    let mut unit = create(&drive, 1, Limits::default(), &mut answers);
+    for seq in 1..=3 {
+        ask(&mut unit, seq, &mut answers);
+        checkpoint(&mut unit, &mut answers);
+    }
+    drop(unit);
+    let log = LogId::from(PartitionId(0));
+    assert!(drive.flip_bit(&file_name(log, Version(3), FileKind::Part), 10, 1));
+    let mut kinds = Vec::new();
+    for opening in 1..=4 {
+        let (mut unit, report) = open(&drive, application(Limits::default()), None);
+        assert_eq!(report.failed_restores.len(), usize::from(opening <= 3), "opening {opening}");
+        unit.open_event_log(Time(2), &report, opening == 2);
+        while !unit.is_quiet() || !unit.is_flushed() {
+            unit.pump_waiting(&mut || Time(2), &mut answers);
+        }
+        let identity = unit.checkpoints().identity();
+        let (store, _) = unit.storage();
+        let events = EventLog::read_all(store.copies(), identity).events;
+        kinds = events.iter().map(|event| event.kind).collect();
+    }
+    let count = |wanted| kinds.iter().filter(|kind| **kind == wanted).count();
+    assert_eq!(count(EventKind::Quarantine), 1, "{kinds:?}");
+    assert_eq!(count(EventKind::Watchdog), 1, "{kinds:?}");
+    assert_eq!(count(EventKind::Opened), 4, "{kinds:?}");
+}
+
+/// Opens what `drive` holds with this program; `restoring` was under way when the last one ended.
+fn open(
+    drive: &SimDrive,
+    application: Application,
+    restoring: Option<Version>,
+) -> (Unit<SimDisk>, OpenReport) {
+    let open = OpenOptions { options: options(), ..OpenOptions::default() };
+    let ending = |_: PartitionId| Ending { restoring, ..Ending::default() };
+    let disks = vec![SimDisk::open(drive)];
+    Unit::open(disks, open, application, &nobody(), &ending, Time(2), &mut Answers::default()).expect("opens")
+}
+
+#[test]
+fn a_program_that_cannot_read_a_state_harms_no_version() {
+    let drive = SimDrive::new(8, "a");
+    let mut answers = Answers::default();
+    let mut unit = create(&drive, 1, Limits::default(), &mut answers);
+    for seq in 1..=3 {
+        ask(&mut unit, seq, &mut answers);
+        checkpoint(&mut unit, &mut answers);
+    }
+    let right = unit.partitions().next().expect("one").digest();
+    drop(unit);
+    for _ in 0..5 {
+        // The kind was forgotten.
+        let wrong = Application { registry: Arc::default(), ..application(Limits::default()) };
+        let (_, report) = open(&drive, wrong, None);
+        assert!(report.failed_restores.is_empty(), "{:?}", report.failed_restores);
+        let why = report.stopped.first().expect("stopped").to_string();
+        assert!(why.contains("add the actor back"), "{why}");
+    }
+    let (unit, report) = open(&drive, application(Limits::default()), None);
+    assert!(report.stopped.is_empty() && report.failed_restores.is_empty());
+    assert_eq!(unit.partitions().next().expect("one").digest(), right);
+}
+
+#[test]
+fn a_restore_that_ends_its_holder_three_times_is_not_tried_again_unless_it_is_the_last() {
+    let drive = SimDrive::new(9, "a");
+    let mut answers = Answers::default();
+    let mut unit = create(&drive, 1, Limits::default(), &mut answers);
+    for seq in 1..=2 {
+        ask(&mut unit, seq, &mut answers);
+        checkpoint(&mut unit, &mut answers);
+    }
+    let right = unit.partitions().next().expect("one").digest();
+    drop(unit);
+    let log = LogId::from(PartitionId(0));
+    let newest = |drive: &SimDrive, restoring| {
+        let (unit, report) = open(drive, application(Limits::default()), restoring);
+        assert_eq!(unit.partitions().next().expect("one").digest(), right);
+        (unit.checkpoints().newest(log), report.quarantined)
+    };
+    // A restore that goes well takes the count back.
+    for _ in 0..4 {
+        assert_eq!(newest(&drive, Some(Version(2))), (Some(Version(2)), vec![]));
+    }
+    // What the process does that never comes to the end of its restore: it counts, and is gone.
+    for attempt in 1..=2 {
+        let open = OpenOptions { options: options(), ..OpenOptions::default() };
+        let mut mounted = Store::mount(vec![SimDisk::open(&drive)], open).expect("mounts");
+        let identity = mounted.identity().clone();
+        let identity = CheckpointIdentity { store: identity.store, lineage: identity.lineage };
+        let (mut checkpoints, _) =
+            CheckpointStore::scan(mounted.copies(), identity, ScanMode::Repair).expect("readable");
+        assert_eq!(checkpoints.record_failed_restore(mounted.copies(), log, Version(2)), Ok(attempt));
+    }
+    assert_eq!(newest(&drive, Some(Version(2))), (Some(Version(1)), vec![(PartitionId(0), Version(2))]));
+    // The last one is tried however often its holder ended.
+    for _ in 0..5 {
+        assert_eq!(newest(&drive, Some(Version(1))), (Some(Version(1)), vec![]));
+    }
 }
 
 #[test]

@@ -232,6 +232,7 @@ impl App {
             allow_unsuitable: self.allow_unsuitable,
             segment_len: self.segment_len,
             innocent: false,
+            hung: false,
             directories: None,
             watchdog: self.watchdog,
         };

@@ -16,6 +16,7 @@
 use crate::message::Message;
 use crate::node::Shared;
 use crate::os::file_disk::FileDisk;
+use crate::os::running_page::RunningPage;
 use rallypoint_base::id::{DirectoryId, Epoch, InputSeq, PartitionId, SessionId, Ssn};
 use rallypoint_base::time::Time;
 use rallypoint_engine::command::{Outcome, Turned};
@@ -23,7 +24,7 @@ use rallypoint_engine::effect::EffectKey;
 use rallypoint_engine::unit::{Outside, Unit, UnitNotice};
 use rallypoint_rollback::protocol::Peer;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// After this long without work an empty commit carries the watermark over the last one.
@@ -56,6 +57,7 @@ pub(crate) struct Home {
     /// Nothing new runs any more: what comes is dropped, and comes again after the next start.
     closing: AtomicBool,
     checkpointing: AtomicBool,
+    page: OnceLock<Arc<RunningPage>>,
     /// Commits that went from sealing to reply on a caller's thread, and on the standing one.
     pub(crate) inline_drives: AtomicU64,
 }
@@ -112,6 +114,7 @@ impl Home {
             stopping: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             checkpointing: AtomicBool::new(false),
+            page: OnceLock::new(),
             inline_drives: AtomicU64::new(0),
         })
     }
@@ -180,6 +183,17 @@ impl Home {
             if sleeping {
                 self.wakeup.notify_one();
             }
+        }
+    }
+
+    pub(crate) fn set_page(&self, page: Arc<RunningPage>) {
+        let _ = self.page.set(page);
+    }
+
+    /// Leaves word for the successor that a watchdog ends this process.
+    pub(crate) fn note_hung(&self) {
+        if let Some(page) = self.page.get() {
+            page.note_hung();
         }
     }
 

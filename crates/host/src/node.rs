@@ -14,7 +14,7 @@ use crate::os::file_disk::{FileDisk, FileDiskOptions};
 use crate::os::lock::DirectoryLock;
 use crate::os::running_page::RunningPage;
 use crate::root::{Root, RootError};
-use rallypoint_base::id::{DirectoryId, InputSeq, PartitionId, Position, SessionId};
+use rallypoint_base::id::{DirectoryId, InputSeq, PartitionId, Position, SessionId, Version};
 use rallypoint_base::time::Time;
 use rallypoint_engine::effect::EffectKey;
 use rallypoint_engine::map::Map;
@@ -255,6 +255,12 @@ impl Witness for PageWitness {
     fn idle(&mut self) {
         self.page.clear(self.slot);
     }
+    fn restoring(&mut self, version: Version) {
+        self.page.set_restoring(self.slot, version.0);
+    }
+    fn restored(&mut self) {
+        self.page.set_restoring(0, 0);
+    }
 }
 
 /// The journal directories served by this process.
@@ -274,6 +280,8 @@ pub(crate) struct NodeOptions {
     pub(crate) segment_len: u64,
     /// The last holder was ended on purpose: what it was running is not suspect.
     pub(crate) innocent: bool,
+    /// The last holder made no progress and was killed for it.
+    pub(crate) hung: bool,
     /// The directories this process serves; `None` = all.
     pub(crate) directories: Option<Vec<DirectoryId>>,
     /// End the process when a home makes no progress for this long.
@@ -375,7 +383,7 @@ impl Node {
             );
         }
         let page = RunningPage::open(&root.running_page(directory)).map_err(RootError::RunningPage)?;
-        let previous = page.read_previous();
+        let (previous, restoring) = (page.read_previous(), page.was_restoring());
         let page = Arc::new(page);
         let seen = Arc::clone(&page);
         let witness: WitnessFactory = Arc::new(move |partition: PartitionId| {
@@ -389,6 +397,9 @@ impl Node {
                     .map(|(_, identity)| *identity)
                     .collect(),
             ),
+            restoring: restoring
+                .filter(|(slot, _)| *slot == usize::from(partition.0) && !options.innocent)
+                .map(|(_, version)| Version(version)),
         };
         let now = shared.clock.now();
         let mut outlet = home.outlet();
@@ -413,7 +424,7 @@ impl Node {
             let open = OpenOptions { read_only: false, degraded: options.degraded, ..OpenOptions::default() };
             Unit::open(disks, open, application, &witness, &ending, now, &mut outlet)?
         };
-        unit.open_event_log(shared.clock.now(), &report);
+        unit.open_event_log(shared.clock.now(), &report, options.hung || page.was_hung());
         if !previous.is_empty() {
             // Who was running is written down now; only then may the page forget it, or a second
             // end before the first run would count one evidence twice.
@@ -425,6 +436,7 @@ impl Node {
                 page.clear(*slot);
             }
         }
+        home.set_page(Arc::clone(&page));
         outlet.flush(shared);
         home.install(unit, outlet);
         Ok(report)
@@ -572,6 +584,7 @@ fn watch(homes: &[Weak<Home>], patience: Duration) {
                 *seen = (turns, now);
             } else if now.duration_since(seen.1) >= patience {
                 tracing::error!(directory = %home.directory, ?patience, "no progress: ending the process");
+                home.note_hung();
                 std::process::abort();
             }
         }

@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::os::process::die_with_parent;
 use crate::root::{Root, RootError};
 use crate::sockets;
-use crate::worker::{DIR_ENV, FLAGS_ENV, INNOCENT, MIRROR_ENV, WORKER_ENV};
+use crate::worker::{DIR_ENV, FLAGS_ENV, HUNG, INNOCENT, MIRROR_ENV, WORKER_ENV};
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -60,6 +60,8 @@ struct WorkerState {
     gave_up: bool,
     /// Its end was wished for ([`Supervisor::kill`]).
     wished: bool,
+    /// The watchdog killed it.
+    hung: bool,
     ends: VecDeque<Instant>,
     reason: Option<String>,
     /// Its last life ended with exit code 0: in order.
@@ -164,6 +166,7 @@ impl App {
                     ready_at: None,
                     gave_up: false,
                     wished: false,
+                    hung: false,
                     ends: VecDeque::new(),
                     reason: None,
                     ended_well: false,
@@ -189,9 +192,11 @@ impl App {
 
 /// Starts one worker, listens to it until it ends, makes sure that it is dead, starts it again.
 fn monitor(worker: &Worker, plan: &Plan, stopping: &AtomicBool) {
-    let mut wished = false;
+    let (mut wished, mut hung) = (false, false);
     loop {
-        if let Err(reason) = start(worker, plan, wished, stopping) {
+        let flag = if hung { HUNG } else { INNOCENT };
+        let flags = if wished || hung { format!("{},{flag}", plan.flags) } else { plan.flags.clone() };
+        if let Err(reason) = start(worker, plan, &flags, stopping) {
             let mut state = worker.lock();
             state.phase = Phase::Ended;
             state.reason = Some(reason);
@@ -222,6 +227,7 @@ fn monitor(worker: &Worker, plan: &Plan, stopping: &AtomicBool) {
         let failed = state.phase == Phase::Starting || (state.gave_up && soon);
         // An end that somebody wished for tells nothing about the worker.
         wished = std::mem::take(&mut state.wished);
+        hung = std::mem::take(&mut state.hung);
         state.failures_in_a_row = match (wished, failed) {
             (_, false) => 0,
             (true, true) => state.failures_in_a_row,
@@ -252,9 +258,8 @@ fn monitor(worker: &Worker, plan: &Plan, stopping: &AtomicBool) {
     }
 }
 
-/// Starts a process. After an end that was `wished` for, what was running then is not suspect.
-fn start(worker: &Worker, plan: &Plan, wished: bool, stopping: &AtomicBool) -> Result<(), String> {
-    let flags = if wished { format!("{},{INNOCENT}", plan.flags) } else { plan.flags.clone() };
+/// Starts a process, which learns from the flags how its predecessor ended.
+fn start(worker: &Worker, plan: &Plan, flags: &str, stopping: &AtomicBool) -> Result<(), String> {
     let mut command = Command::new(&plan.program);
     command
         .args(&plan.arguments)
@@ -342,6 +347,7 @@ fn watch(workers: &[Arc<Worker>], stopping: &AtomicBool) {
                 if let Some(child) = &mut state.child {
                     let _ = child.kill();
                 }
+                state.hung = true;
             }
         }
         std::thread::sleep(Duration::from_millis(100));

@@ -29,6 +29,8 @@ pub(crate) const FLAGS_ENV: &str = "RALLYPOINT_WORKER_FLAGS";
 
 /// The flag of a process whose predecessor was ended on purpose: nothing that it ran is suspect.
 pub(crate) const INNOCENT: &str = "innocent";
+/// The flag of a process whose predecessor made no progress and was killed for it.
+pub(crate) const HUNG: &str = "hung";
 
 const STACK: usize = 128 << 10;
 /// How often the supervisor hears of a worker at least.
@@ -83,6 +85,7 @@ fn try_run(app: App) -> Result<(), RootError> {
         .collect();
     options.directories = Some(mine);
     options.innocent = flags.contains(INNOCENT);
+    options.hung = flags.contains(HUNG);
     let node = Node::open(&root, app.into_inner(), &options)?;
     let place = sockets::directory(&root);
     let incarnation = crate::client::new_session().0;

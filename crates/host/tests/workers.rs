@@ -397,6 +397,9 @@ fn stopped(dir: &Path) {
         done.store(true, Ordering::SeqCst);
     });
     assert!(supervisor.stop(PATIENCE));
+    let events = rallypoint_host::store_tools::events(&dir.join("store"), None).expect("readable").events;
+    let hung: Vec<_> = events.iter().filter(|event| event.kind == "watchdog").collect();
+    assert_eq!(hung.len(), 1, "one directory, one watchdog: {events:?}");
     let runtime = app().open(dir.join("store")).expect("opens");
     assert_eq!(sum(&runtime), (0, 2 * acknowledged.load(Ordering::SeqCst)));
 }

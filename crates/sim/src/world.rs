@@ -1145,6 +1145,7 @@ impl World {
         let now = self.clock(self.directories[directory].worker);
         let how = |partition: PartitionId| Ending {
             running: ending.as_ref().map(|running| running.get(&partition).copied().into_iter().collect()),
+            restoring: None,
         };
         let opened = Unit::open(disks, options, self.application.clone(), &factory, &how, now, exit);
         let (unit, report) = match opened {

@@ -121,8 +121,6 @@ kinds! {
     NoSpace = 16, "no_space";
     /// State was rolled back to an older version.
     Rollback = 17, "rollback";
-    /// A backup was taken.
-    Backup = 18, "backup";
     /// The store was restored from a backup, under a new lineage.
     Restored = 19, "restored";
     /// Events were given up because too many came at once.

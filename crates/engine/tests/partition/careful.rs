@@ -101,7 +101,7 @@ fn a_kill_that_hits_nothing_acquits() {
 fn a_mark_survives_a_checkpoint_and_many_harmless_crashes() {
     let mut world = World::new(1, 1);
     world.crash(0);
-    world.restart(0, &Ending { running: Some(vec![identity(1, 1)]) });
+    world.restart(0, &Ending { running: Some(vec![identity(1, 1)]), ..Ending::default() });
     world.sync(0);
     world.checkpoint(0);
     for _ in 0..4 {
@@ -111,7 +111,7 @@ fn a_mark_survives_a_checkpoint_and_many_harmless_crashes() {
     }
     // The second end.
     world.crash(0);
-    world.restart(0, &Ending { running: Some(vec![identity(1, 1)]) });
+    world.restart(0, &Ending { running: Some(vec![identity(1, 1)]), ..Ending::default() });
     assert_eq!(world.ask::<Counter>(session(1), 1, "poison", &1), Outcome::SetAside);
 }
 
@@ -119,7 +119,7 @@ fn a_mark_survives_a_checkpoint_and_many_harmless_crashes() {
 fn without_a_witness_a_durable_mark_without_verdict_counts() {
     let mut world = World::new(1, 1);
     world.crash(0);
-    world.restart(0, &Ending { running: Some(vec![identity(1, 1)]) }); // one end
+    world.restart(0, &Ending { running: Some(vec![identity(1, 1)]), ..Ending::default() }); // one end
     world.input::<Counter>(session(1), 1, "poison", &1);
     world.input::<Counter>(session(2), 1, "c", &1);
     let tail = world.nodes[0].log.len();
@@ -137,7 +137,7 @@ fn careful_mode_ends_and_delivers_what_waited_in_order() {
     let limits = Limits { careful_deliveries: 3, ..Limits::default() };
     let mut world = World::with(1, 1, limits, crate::common::pessimistic);
     world.crash(0);
-    world.restart(0, &Ending { running: Some(vec![5]) });
+    world.restart(0, &Ending { running: Some(vec![5]), ..Ending::default() });
     for seq in 1..=8 {
         world.input::<Counter>(session(1), seq, "c", &(1 << seq));
     }
@@ -157,7 +157,7 @@ fn careful_mode_ends_and_delivers_what_waited_in_order() {
 fn end_twice(world: &mut World, index: usize, identity: u64) {
     for _ in 0..2 {
         world.crash(index);
-        world.restart(index, &Ending { running: Some(vec![identity]) });
+        world.restart(index, &Ending { running: Some(vec![identity]), ..Ending::default() });
         world.sync(index);
         if world.inputs(index).iter().any(|record| record.source.identity(record.parcel) == identity) {
             panic!("it ran, and this poison is not real");
@@ -236,7 +236,7 @@ fn the_result_of_an_effect_that_differs_each_time_is_still_one_suspect() {
             assert_eq!(world.nodes[0].log.last().unwrap().kind, kind::MARK);
         }
         world.kill_during(0, running);
-        world.restart(0, &Ending { running: Some(vec![running]) });
+        world.restart(0, &Ending { running: Some(vec![running]), ..Ending::default() });
         world.sync(0);
     }
     world.call(0, |partition, now, out| partition.handle_effect(now, key, 0, b"at 10:02", out));

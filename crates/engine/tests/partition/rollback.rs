@@ -86,7 +86,7 @@ fn what_waited_in_careful_mode_does_not_outlive_its_history_except_inputs() {
         &Tick::Set { name: "a".into(), after: Duration::from_secs(1) },
     );
     world.crash(0);
-    world.restart(0, &Ending { running: Some(vec![7]) });
+    world.restart(0, &Ending { running: Some(vec![7]), ..Ending::default() });
     world.wait(Duration::from_secs(2)); // it waits for its mark
     world.input::<Counter>(session(1), 3, "c", &1);
     world.call(0, |partition, _, out| {

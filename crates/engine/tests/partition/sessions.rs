@@ -72,7 +72,7 @@ fn a_session_that_expired_is_too_old_not_new() {
 fn a_retry_while_the_first_waits_in_careful_mode_runs_once_and_leaves_no_mark() {
     let mut world = World::with(1, 1, Limits::default(), crate::common::pessimistic);
     world.crash(0);
-    world.restart(0, &Ending { running: Some(vec![12345]) });
+    world.restart(0, &Ending { running: Some(vec![12345]), ..Ending::default() });
     for _ in 0..3 {
         world.input::<Counter>(session(1), 1, "c", &5);
         world.input::<Counter>(session(1), 2, "c", &7);

@@ -3,6 +3,7 @@
 use crate::common::actors::{Clock, Tick};
 use crate::common::{START, World, session};
 use rallypoint_base::time::Time;
+use rallypoint_engine::partition::Ending;
 use std::time::Duration;
 
 const MS: Duration = Duration::from_millis(1);
@@ -73,7 +74,7 @@ fn a_timer_that_waits_for_its_mark_and_is_cancelled_before_it_is_void() {
     let mut world = World::new(1, 1);
     set(&mut world, 1, "a", 10 * MS);
     world.crash(0);
-    world.restart(0, &rallypoint_engine::partition::Ending { running: Some(vec![99]) });
+    world.restart(0, &Ending { running: Some(vec![99]), ..Ending::default() });
     world.input::<Clock>(session(1), 2, "clock", &Tick::Cancel { name: "a".into() });
     world.wait(20 * MS); // due, but the cancel is before it
     world.sync(0);

@@ -24,17 +24,29 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Name of the file in each journal directory.
 pub const RUNNING_NAME: &str = "running";
 
-/// Words before the slots: magic, boot id; the rest of the cache line is kept free.
+/// Words before the slots: magic, boot id, whether a watchdog is about to end the process, the version
+/// of a checkpoint that is being restored and for which slot; the rest of the cache line is kept free.
 const HEADER: usize = 8;
 const WORDS: usize = (HEADER + PARTITIONS).next_multiple_of(512);
 const BYTES: usize = WORDS * 8;
+const HUNG: usize = 2;
+const RESTORING: usize = 3;
+const RESTORING_SLOT: usize = 4;
 const MAGIC: u64 = u64::from_le_bytes(*b"rallyrun");
 
 /// The mapped page of one journal directory. See the module.
 #[derive(Debug)]
 pub struct RunningPage {
     words: NonNull<AtomicU64>,
-    previous: Vec<(usize, u64)>,
+    previous: Previous,
+}
+
+/// What a predecessor left behind.
+#[derive(Debug, Default)]
+struct Previous {
+    running: Vec<(usize, u64)>,
+    hung: bool,
+    restoring: Option<(usize, u64)>,
 }
 
 // SAFETY: the mapping belongs to this value until it is dropped, and it is only ever accessed as
@@ -60,10 +72,11 @@ impl RunningPage {
         let mut content = vec![0; BYTES];
         let previous = match file.read_exact_at(&mut content, 0) {
             Ok(()) => left_behind(&content, boot),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Vec::new(),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Previous::default(),
             Err(error) => return Err(error),
         };
-        if previous.is_empty() {
+        content[HUNG * 8..HEADER * 8].fill(0);
+        if previous.running.is_empty() {
             content.fill(0);
             content[..8].copy_from_slice(&MAGIC.to_ne_bytes());
             content[8..16].copy_from_slice(&boot.to_ne_bytes());
@@ -93,7 +106,36 @@ impl RunningPage {
     /// orderly end, at the first start, and after the machine was restarted.
     #[must_use]
     pub fn read_previous(&self) -> Vec<(usize, u64)> {
-        self.previous.clone()
+        self.previous.running.clone()
+    }
+
+    /// Notes that a watchdog is about to end this process.
+    pub fn note_hung(&self) {
+        self.header(HUNG).store(1, Ordering::Relaxed);
+    }
+
+    /// True when a watchdog ended the predecessor.
+    #[must_use]
+    pub fn was_hung(&self) -> bool {
+        self.previous.hung
+    }
+
+    /// Notes that this version of the slot's checkpoints is being restored; version 0: none is.
+    pub fn set_restoring(&self, slot: usize, version: u64) {
+        self.header(RESTORING_SLOT).store(slot as u64, Ordering::Relaxed);
+        self.header(RESTORING).store(version, Ordering::Relaxed);
+    }
+
+    /// (slot, version) of the checkpoint in whose restore the predecessor ended.
+    #[must_use]
+    pub fn was_restoring(&self) -> Option<(usize, u64)> {
+        self.previous.restoring
+    }
+
+    fn header(&self, word: usize) -> &AtomicU64 {
+        assert!(word < HEADER, "word {word} is no header");
+        // SAFETY: as in `word`.
+        unsafe { self.words.add(word).as_ref() }
     }
 
     fn word(&self, slot: usize) -> &AtomicU64 {
@@ -122,14 +164,15 @@ fn map(file: &File) -> io::Result<NonNull<AtomicU64>> {
     NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))
 }
 
-fn left_behind(content: &[u8], boot: u64) -> Vec<(usize, u64)> {
+fn left_behind(content: &[u8], boot: u64) -> Previous {
     let words = content.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().unwrap_or_default()));
     let words: Vec<u64> = words.collect();
     if words[0] != MAGIC || words[1] != boot {
-        return Vec::new();
+        return Previous::default();
     }
     let slots = words[HEADER..HEADER + PARTITIONS].iter().copied().enumerate();
-    slots.filter(|&(_, input)| input != 0).collect()
+    let restoring = (words[RESTORING] != 0).then(|| (words[RESTORING_SLOT] as usize, words[RESTORING]));
+    Previous { running: slots.filter(|&(_, input)| input != 0).collect(), hung: words[HUNG] == 1, restoring }
 }
 
 /// A number that is another one after every start of the machine.
@@ -146,6 +189,35 @@ mod tests {
     use std::process::Command;
 
     const CHILD: &str = "RALLYPOINT_TEST_RUNNING_PAGE";
+
+    #[test]
+    fn the_word_of_a_watchdog_reaches_one_successor() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join(RUNNING_NAME);
+        let open = || RunningPage::open(&path).expect("page");
+        let page = open();
+        assert!(!page.was_hung());
+        page.note_hung();
+        drop(page);
+        assert!(open().was_hung());
+        assert!(!open().was_hung());
+    }
+
+    #[test]
+    fn a_restore_that_took_the_process_with_it_is_known_to_the_next() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join(RUNNING_NAME);
+        let open = || RunningPage::open(&path).expect("page");
+        let page = open();
+        page.set_restoring(3, 7);
+        drop(page);
+        let page = open();
+        assert_eq!(page.was_restoring(), Some((3, 7)));
+        page.set_restoring(3, 8);
+        page.set_restoring(0, 0);
+        drop(page);
+        assert_eq!(open().was_restoring(), None);
+    }
 
     /// Not a test of its own: the process that dies in the test below.
     #[test]

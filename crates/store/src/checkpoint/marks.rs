@@ -116,8 +116,8 @@ impl CheckpointStore {
         Ok(())
     }
 
-    /// Counts a failed restore, durably; call it *before* the restore is tried, since a restore may
-    /// take the process with it, and [`CheckpointStore::forgive_restores`] when it went well. After
+    /// Counts a failed restore, durably. Whoever restores also counts, at the next start, one that took
+    /// the process with it, and calls [`CheckpointStore::forgive_restores`] when one went well. After
     /// [`RESTORE_ATTEMPTS`] the version is quarantined and the one before it used.
     ///
     /// # Errors

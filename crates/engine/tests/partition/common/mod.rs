@@ -236,7 +236,8 @@ impl World {
         }
         node.log.truncate(node.durable);
         let running = node.page.0.swap(0, Ordering::SeqCst);
-        node.ending = Ending { running: Some(if running == 0 { Vec::new() } else { vec![running] }) };
+        let running = Some(if running == 0 { Vec::new() } else { vec![running] });
+        node.ending = Ending { running, ..Ending::default() };
         node.ending.clone()
     }
 
