@@ -10,7 +10,11 @@ pub const KEY_SLOTS: u16 = 1024;
 pub const KEY_BYTES: usize = 256;
 /// Largest message or reply, encoded, in bytes (`MessageTooLarge`).
 pub const MESSAGE_BYTES: usize = 1 << 20;
-/// Largest state of one actor, encoded, in bytes (`ActorTooLarge`).
+/// Longest name of a timer or an effect, in bytes (`NameTooLong`).
+pub const NAME_BYTES: usize = 256;
+/// Largest state of one actor, encoded, in bytes. A larger one is reported by each checkpoint that
+/// writes it (`ActorTooLarge`) and goes on: to refuse the input that makes it too large, every run
+/// would have to encode the state.
 pub const ACTOR_BYTES: usize = 1 << 20;
 /// Most messages, timers and effects that one run may cause (`FanOutTooLarge`).
 pub const FAN_OUT: usize = 10_000;

@@ -104,6 +104,15 @@ pub enum Notice {
         /// How many.
         count: usize,
     },
+    /// A checkpoint holds actors beyond [`rallypoint_base::limits::ACTOR_BYTES`].
+    ActorTooLarge {
+        /// Kind and key of the largest.
+        actor: String,
+        /// Its bytes, encoded.
+        bytes: usize,
+        /// How many are too large.
+        count: u64,
+    },
     /// A checkpoint was given up; the next one is full.
     CheckpointFailed {
         /// Why.

@@ -9,6 +9,7 @@
 use crate::command::Notice;
 use crate::unit::{Outside, UnitNotice};
 use rallypoint_base::id::PartitionId;
+use rallypoint_base::limits;
 use rallypoint_base::time::Time;
 use rallypoint_store::checkpoint::Identity;
 use rallypoint_store::copies::{Copies, CopyIndex, Routed};
@@ -153,6 +154,11 @@ impl Events {
                     Notice::SessionsExpired { count } => {
                         event(EventKind::Drop).with("what", "idle sessions").with("count", count)
                     }
+                    Notice::ActorTooLarge { actor, bytes, count } => event(EventKind::TooLarge)
+                        .with("actor", actor)
+                        .with("bytes", bytes)
+                        .with("limit", limits::ACTOR_BYTES)
+                        .with("count", count),
                     Notice::CheckpointFailed { detail } => {
                         event(EventKind::CheckpointFailed).with("why", detail)
                     }

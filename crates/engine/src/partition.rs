@@ -30,7 +30,7 @@ use crate::registry::Registry;
 use crate::run::Run;
 use crate::session::{Kept, Known, Sessions};
 use crate::snapshot::{HEADER_FORMAT, SetAside, split_entry};
-use crate::table::{Delivered, Incoming, Table};
+use crate::table::{Delivered, Incoming, Large, Table};
 use crate::timer::{TimerId, Timers};
 use rallypoint_base::hash::xxh3;
 use rallypoint_base::id::{Epoch, InputSeq, Lineage, LogId, PartitionId, Position, SessionId, Ssn, Version};
@@ -231,6 +231,8 @@ struct CheckpointState {
     /// Content bytes of the checkpoint being written, and of the last full one.
     written: u64,
     full_bytes: u64,
+    /// Actors in the checkpoint being written that are larger than they should be.
+    large: Large,
 }
 
 /// One partition. See the module for the order of calls.
@@ -327,6 +329,7 @@ impl Partition {
                 bytes: 0,
                 written: 0,
                 full_bytes: u64::MAX,
+                large: Large::default(),
             },
             protocol_timer: Time::NEVER,
             stopped: false,
@@ -1780,7 +1783,7 @@ impl Partition {
         let before = out.len();
         let mut more = false;
         for (_, table) in &mut self.tables {
-            if table.write(out, limit)? {
+            if table.write(out, limit, &mut self.checkpoint.large)? {
                 more = true;
                 break;
             }
@@ -1804,6 +1807,10 @@ impl Partition {
         }
         self.checkpoint.base = Some(version);
         self.checkpoint.needs_full = false;
+        let Large { count, bytes, actor } = std::mem::take(&mut self.checkpoint.large);
+        if count > 0 {
+            out.commands.push(Command::Notice(Notice::ActorTooLarge { actor, bytes, count }));
+        }
         for (_, table) in &mut self.tables {
             table.end_cut(true);
         }
@@ -1817,6 +1824,7 @@ impl Partition {
         // They are in no checkpoint after all: whoever asks must hear that one is due.
         self.checkpoint.runs += std::mem::take(&mut self.checkpoint.runs_cut);
         self.checkpoint.needs_full = true;
+        self.checkpoint.large = Large::default();
         for (_, table) in &mut self.tables {
             table.end_cut(false);
         }

@@ -9,7 +9,7 @@ use crate::map::Map;
 use crate::parcel::{Asker, Body, Parcel, kind_tag};
 use crate::timer::TimerId;
 use rallypoint_base::id::PartitionId;
-use rallypoint_base::limits::{FAN_OUT, KEY_BYTES, MESSAGE_BYTES};
+use rallypoint_base::limits::{FAN_OUT, KEY_BYTES, MESSAGE_BYTES, NAME_BYTES};
 use rallypoint_base::time::Time;
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,6 +24,9 @@ pub enum RunError {
     /// Key longer than [`KEY_BYTES`].
     #[error("a key of {0} bytes: keys have at most {KEY_BYTES}")]
     KeyTooLong(usize),
+    /// Name of a timer or effect longer than [`NAME_BYTES`].
+    #[error("a name of {0} bytes: names of timers and effects have at most {NAME_BYTES}")]
+    NameTooLong(usize),
     /// Message or reply longer than [`MESSAGE_BYTES`].
     #[error("a message of {0} bytes: messages and replies have at most {MESSAGE_BYTES}")]
     MessageTooLarge(usize),
@@ -172,6 +175,9 @@ impl Run {
     }
 
     pub(crate) fn set_timer(&mut self, kind: u32, key: &str, name: &str, at: Option<Time>) {
+        if name.len() > NAME_BYTES {
+            return self.fail(RunError::NameTooLong(name.len()));
+        }
         if self.fan_out() {
             let id = TimerId { kind, key: key.to_owned(), name: name.to_owned() };
             self.timers.push((id, at));
@@ -187,6 +193,9 @@ impl Run {
         timeout: Duration,
         token: u64,
     ) {
+        if name.len() > NAME_BYTES {
+            return self.fail(RunError::NameTooLong(name.len()));
+        }
         if payload.len() > MESSAGE_BYTES {
             return self.fail(RunError::MessageTooLarge(payload.len()));
         }

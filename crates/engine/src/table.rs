@@ -19,7 +19,7 @@ use crate::run::{Run, RunError};
 use crate::short::ShortBytes;
 use hashbrown::HashTable;
 use rallypoint_base::hash::xxh3;
-use rallypoint_base::limits::MESSAGE_BYTES;
+use rallypoint_base::limits::{ACTOR_BYTES, MESSAGE_BYTES};
 use rallypoint_base::wire::put_bytes;
 use std::collections::BTreeMap;
 
@@ -41,6 +41,15 @@ pub(crate) enum Delivered {
     Failed(RunError),
 }
 
+/// The actors beyond [`ACTOR_BYTES`] that a checkpoint met.
+#[derive(Debug, Default)]
+pub(crate) struct Large {
+    pub(crate) count: u64,
+    /// Of the largest.
+    pub(crate) bytes: usize,
+    pub(crate) actor: String,
+}
+
 /// Actors of one kind, whatever the kind.
 pub(crate) trait Table: Send {
     fn deliver(&mut self, key: &str, what: Incoming<'_>, run: &mut Run, reply: &mut Vec<u8>) -> Delivered;
@@ -56,7 +65,7 @@ pub(crate) trait Table: Send {
     fn abort_run(&mut self);
     fn cut(&mut self, full: bool);
     /// Writes actors until `out` is `limit` long; false when none is left.
-    fn write(&mut self, out: &mut Vec<u8>, limit: usize) -> Result<bool, CodecError>;
+    fn write(&mut self, out: &mut Vec<u8>, limit: usize, large: &mut Large) -> Result<bool, CodecError>;
     /// Ends the checkpoint being written, complete or not.
     fn end_cut(&mut self, complete: bool);
     fn load(&mut self, key: &str, state: Encoded<'_>) -> Result<(), CodecError>;
@@ -315,7 +324,7 @@ impl<A: Actor> Table for TypedTable<A> {
             if full { Work::Full { at: 0, len: self.len } } else { Work::Changed { slots: changed, at: 0 } };
     }
 
-    fn write(&mut self, out: &mut Vec<u8>, limit: usize) -> Result<bool, CodecError> {
+    fn write(&mut self, out: &mut Vec<u8>, limit: usize, large: &mut Large) -> Result<bool, CodecError> {
         while out.len() < limit {
             let slot = match &mut self.work {
                 Work::None => return Ok(false),
@@ -331,7 +340,16 @@ impl<A: Actor> Table for TypedTable<A> {
             };
             let saved = self.saved.remove(&slot);
             let entry = self.slot(slot);
+            let before = out.len();
             Self::encode_entry(&entry.key, saved.as_ref().unwrap_or(&entry.state), self.kind, out)?;
+            let bytes = out.len() - before;
+            if bytes > ACTOR_BYTES {
+                large.count += 1;
+                if bytes > large.bytes {
+                    large.bytes = bytes;
+                    large.actor = format!("{} {}", A::KIND, String::from_utf8_lossy(&entry.key));
+                }
+            }
         }
         Ok(true)
     }

@@ -131,6 +131,8 @@ kinds! {
     StoreFailed = 22, "store_failed";
     /// Every block and chunk was compared once with its checksum and between the copies.
     Scrubbed = 23, "scrubbed";
+    /// A checkpoint holds actors that are larger than they should be.
+    TooLarge = 24, "too_large";
 }
 
 /// One thing that happened.

@@ -2,7 +2,7 @@
 
 use crate::common::actors::{Ask, Asker, Blob, Call, Caller, Clock, Counter, Tick, Trouble, Troublemaker};
 use crate::common::{World, decode, message, parcel, session};
-use rallypoint_base::limits::{FAN_OUT, KEY_BYTES, MESSAGE_BYTES};
+use rallypoint_base::limits::{ACTOR_BYTES, FAN_OUT, KEY_BYTES, MESSAGE_BYTES, NAME_BYTES};
 use rallypoint_engine::command::{Notice, Outcome, Turned};
 use rallypoint_engine::parcel::{Asker as From, Body, Parcel, kind_tag};
 use std::time::Duration;
@@ -144,6 +144,10 @@ fn limits_are_refused_with_their_names_and_change_nothing() {
         (Trouble::Spray(FAN_OUT as u32 + 1), Some("more than 10000")),
         (Trouble::Key(KEY_BYTES as u32), None),
         (Trouble::Key(KEY_BYTES as u32 + 1), Some("a key of 257 bytes")),
+        (Trouble::Timer(NAME_BYTES as u32), None),
+        (Trouble::Timer(NAME_BYTES as u32 + 1), Some("a name of 257 bytes")),
+        (Trouble::Effect(NAME_BYTES as u32), None),
+        (Trouble::Effect(NAME_BYTES as u32 + 1), Some("a name of 257 bytes")),
         (Trouble::Send(1000), None),
         (Trouble::Send(MESSAGE_BYTES as u32), Some("a message of 10")),
         (Trouble::Reply(1000), None),
@@ -229,4 +233,23 @@ fn a_set_aside_input_leaves_nothing_of_an_earlier_run_behind() {
     assert_eq!(world.state::<Counter>("c").unwrap().total, 1);
     assert_eq!(world.performed.len(), 1);
     world.assert_right();
+}
+
+#[test]
+fn a_checkpoint_says_which_actor_is_too_large_and_holds_it_all_the_same() {
+    let mut world = World::new(1, 1);
+    let half = Trouble::Grow(ACTOR_BYTES as u32 / 2);
+    world.ask::<Troublemaker>(session(1), 1, "small", &half);
+    for seq in 2..=4 {
+        world.ask::<Troublemaker>(session(1), seq, "large", &half);
+    }
+    world.checkpoint(0);
+    world.settle();
+    let [(_, Notice::ActorTooLarge { actor, bytes, count: 1 })] = &world.notices[..] else {
+        panic!("{:?}", world.notices);
+    };
+    assert_eq!(actor, "troublemaker large");
+    assert!((ACTOR_BYTES * 3 / 2..ACTOR_BYTES * 2).contains(bytes), "{bytes}");
+    world.bounce(0);
+    assert_eq!(world.state::<Troublemaker>("large").unwrap().kept.len(), ACTOR_BYTES / 2 * 3);
 }

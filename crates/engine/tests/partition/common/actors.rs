@@ -105,6 +105,7 @@ impl Actor for Player {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Troublemaker {
     pub bumps: u64,
+    pub kept: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -127,6 +128,12 @@ pub(crate) enum Trouble {
     Send(u32),
     /// Sends to a key of this many bytes.
     Key(u32),
+    /// Sets a timer with a name of this many bytes.
+    Timer(u32),
+    /// Asks for an effect with a name of this many bytes.
+    Effect(u32),
+    /// Keeps this many bytes.
+    Grow(u32),
 }
 
 impl Actor for Troublemaker {
@@ -162,6 +169,9 @@ impl Actor for Troublemaker {
             }
             Trouble::Reply(len) => return Ok(vec![7; len as usize]),
             Trouble::Send(len) => cx.send::<Blob>("blob", &"x".repeat(len as usize)),
+            Trouble::Timer(len) => cx.set_timer(&"t".repeat(len as usize), Duration::from_secs(999)),
+            Trouble::Effect(len) => cx.effect(&"e".repeat(len as usize), &"why", Duration::from_secs(999), 0),
+            Trouble::Grow(len) => self.kept.extend(std::iter::repeat_n('k', len as usize)),
             Trouble::Key(len) => cx.send::<Counter>(&"k".repeat(len as usize), &1),
         }
         Ok(Vec::new())
