@@ -31,6 +31,8 @@ pub(crate) struct Outgoing {
     pub(crate) kept: VecDeque<Frame>,
     pub(crate) kept_bytes: usize,
     pub(crate) last_progress: Time,
+    /// What the receiver last said of its own load, and until when that counts.
+    pub(crate) pressure: (u8, Time),
 }
 
 impl Outgoing {

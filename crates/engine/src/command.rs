@@ -120,6 +120,19 @@ pub enum Notice {
     },
 }
 
+/// What a receiver of frames tells their sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// The receiver's epoch.
+    pub epoch: Epoch,
+    /// The highest number that its log holds.
+    pub through: Ssn,
+    /// Above 0, the receiver keeps more frames for others than it should, or has heard so from those it
+    /// sends to: one less with each partition on the way, so that a circle forgets it. Whoever hears
+    /// it closes its door for a while; frames are taken all the same.
+    pub pressure: u8,
+}
+
 /// What a partition asks of its host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -149,14 +162,12 @@ pub enum Command {
         /// Their bytes, one after the other.
         frames: Span,
     },
-    /// Tell a sender that the log holds its frames through `through`.
+    /// Tell a sender what the log holds of its frames.
     Receipt {
         /// The sender.
         to: PartitionId,
-        /// The receiver's epoch.
-        epoch: Epoch,
-        /// Highest number held.
-        through: Ssn,
+        /// What to tell.
+        receipt: Receipt,
     },
     /// Answer a client. The cause is durable.
     Reply {

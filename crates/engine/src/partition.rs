@@ -21,7 +21,7 @@
 
 use crate::channel::{Frame, Incoming as InChannel, Outgoing};
 use crate::codec::Encoded;
-use crate::command::{Command, Notice, Outbox, Outcome, Turned};
+use crate::command::{Command, Notice, Outbox, Outcome, Receipt, Turned};
 use crate::effect::{EffectKey, EffectOutcome, EffectValue, Effects, Outstanding};
 use crate::map::Map;
 use crate::parcel::{Body, Parcel};
@@ -205,6 +205,9 @@ struct Mark {
     pending: bool,
 }
 
+/// What a partition says that keeps too many frames. It reaches as many partitions up the stream.
+const PRESSURE: u8 = 8;
+
 /// An input that was running at this many ends of workers is set aside.
 const ENDS_TO_SET_ASIDE: u32 = 2;
 
@@ -262,6 +265,11 @@ pub struct Partition {
     horizons: Horizons,
     gate: VecDeque<(Position, Gated)>,
     unacknowledged_bytes: usize,
+    /// The most that a receiver of our frames says, and until when.
+    peers_pressure: (u8, Time),
+    /// What was last told to those who send to us, and when to repeat it.
+    pressure: u8,
+    repeat_pressure: Time,
     paused: bool,
     held: VecDeque<Waiting>,
     holding: BTreeMap<PartitionId, VecDeque<Waiting>>,
@@ -312,6 +320,9 @@ impl Partition {
             horizons: Horizons::default(),
             gate: VecDeque::new(),
             unacknowledged_bytes: 0,
+            peers_pressure: (0, Time::NEVER),
+            pressure: 0,
+            repeat_pressure: Time::NEVER,
             paused: false,
             held: VecDeque::new(),
             holding: BTreeMap::new(),
@@ -818,7 +829,8 @@ impl Partition {
             + self.held.len()
             + self.careful.as_ref().map_or(0, |careful| careful.queue.len());
         let overloaded = waiting >= self.setup.limits.door_credits
-            || self.unacknowledged_bytes > self.setup.limits.unacknowledged_bytes;
+            || self.unacknowledged_bytes > self.setup.limits.unacknowledged_bytes
+            || self.peers_pressure.0 > 0;
         let source = Source::Client { session, seq, acknowledged_below };
         if read_only && !overloaded && self.query(source, session, seq, table, decoded.key, message, out)? {
             return Ok(());
@@ -927,24 +939,42 @@ impl Partition {
     }
 
     /// The peer's log holds this partition's frames through `through`.
-    pub fn handle_receipt(
-        &mut self,
-        now: Time,
-        from: PartitionId,
-        epoch: Epoch,
-        through: Ssn,
-        out: &mut Outbox,
-    ) {
+    pub fn handle_receipt(&mut self, now: Time, from: PartitionId, receipt: Receipt, out: &mut Outbox) {
         self.advance(now);
-        if epoch != self.epoch {
+        if receipt.epoch != self.epoch {
             return;
         }
         let Some(channel) = self.outgoing.get_mut(&from) else { return };
         self.unacknowledged_bytes -= channel.kept_bytes;
-        if !channel.acknowledge(self.now, through) {
+        if !channel.acknowledge(self.now, receipt.through) {
             out.commands.push(Command::Notice(Notice::ImpossibleReceipt { from }));
         }
         self.unacknowledged_bytes += channel.kept_bytes;
+        if receipt.pressure > 0 || channel.pressure.0 > 0 {
+            // It is repeated as long as it is true; one that falls silent presses nobody.
+            channel.pressure = (receipt.pressure, self.now + self.setup.limits.retransmit_after * 2);
+            self.weigh_pressure();
+        }
+        if self.pressure > 0 {
+            self.flush(out);
+        }
+    }
+
+    /// Sums up how much too full this partition and those that it sends to are.
+    fn weigh_pressure(&mut self) {
+        let now = self.now;
+        let said = self.outgoing.values().map(|channel| channel.pressure);
+        let (most, until) = said.filter(|(_, until)| *until > now).max().unwrap_or_default();
+        self.peers_pressure = (most, if most > 0 { until } else { Time::NEVER });
+    }
+
+    /// Above 0, the door is closed.
+    fn pressure_now(&self) -> u8 {
+        if self.unacknowledged_bytes > self.setup.limits.unacknowledged_bytes {
+            PRESSURE
+        } else {
+            self.peers_pressure.0.saturating_sub(1)
+        }
     }
 
     /// The way to a peer is new (it was restarted, or the connection was): everything it has not
@@ -1039,6 +1069,9 @@ impl Partition {
                 channel.last_progress = self.now;
             }
         }
+        if self.peers_pressure.1 <= self.now {
+            self.weigh_pressure();
+        }
         if self.protocol_timer <= self.now {
             self.protocol_timer = Time::NEVER;
             self.tell(ProtocolEvent::Tick { now: self.now }, out);
@@ -1065,6 +1098,7 @@ impl Partition {
         let waiting = self.outgoing.values().filter(|channel| channel.transmitted > channel.acknowledged);
         let resend = waiting.map(|channel| channel.last_progress + self.setup.limits.retransmit_after).min();
         let next = timer.min(effect).min(resend.unwrap_or(Time::NEVER)).min(self.protocol_timer);
+        let next = next.min(self.peers_pressure.1).min(self.repeat_pressure);
         if next == Time::NEVER { next } else { next - self.now.since(self.clock) }
     }
 
@@ -1641,12 +1675,19 @@ impl Partition {
             let channel = self.incoming.entry(from).or_default();
             channel.stable = channel.stable.max(ssn);
         }
-        let epoch = self.epoch;
+        let (epoch, pressure) = (self.epoch, self.pressure_now());
+        if pressure != self.pressure || self.repeat_pressure <= self.now {
+            self.pressure = pressure;
+            let again = self.now + self.setup.limits.retransmit_after / 2;
+            self.repeat_pressure = if pressure > 0 { again } else { Time::NEVER };
+            self.incoming.values_mut().for_each(|channel| channel.repeat_receipt = true);
+        }
         for (&from, channel) in &mut self.incoming {
             if channel.stable > channel.receipted || (channel.repeat_receipt && channel.stable > Ssn(0)) {
                 channel.receipted = channel.stable;
                 channel.repeat_receipt = false;
-                out.commands.push(Command::Receipt { to: from, epoch, through: channel.stable });
+                let receipt = Receipt { epoch, through: channel.stable, pressure };
+                out.commands.push(Command::Receipt { to: from, receipt });
             }
         }
         /// Frames travel in batches of about this many bytes.

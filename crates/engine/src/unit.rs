@@ -13,7 +13,7 @@
 //! - the manifest of a checkpoint at r is written only once the log is durable through r;
 //! - frames between partitions of one unit pass the same gate as all others.
 
-use crate::command::{Command, Notice, Outbox, Outcome, Turned};
+use crate::command::{Command, Notice, Outbox, Outcome, Receipt, Turned};
 use crate::effect::EffectKey;
 use crate::events::Events;
 use crate::map::Map;
@@ -61,7 +61,7 @@ pub trait Outside {
         frames: &[u8],
     );
     /// A receipt for a partition of another unit.
-    fn receipt(&mut self, from: PartitionId, to: PartitionId, epoch: Epoch, through: Ssn);
+    fn receipt(&mut self, from: PartitionId, to: PartitionId, receipt: Receipt);
     /// An effect to perform; its end comes back through [`Unit::effect`].
     fn perform(&mut self, from: PartitionId, key: EffectKey, name: &str, payload: &[u8], timeout: Duration);
     /// A control message of the protocol, to a partition of another unit or the coordinator.
@@ -309,7 +309,7 @@ struct Scrub {
 
 enum Inner {
     Frames { from: PartitionId, to: PartitionId, epoch: Epoch, first: Ssn, count: u32, frames: Vec<u8> },
-    Receipt { from: PartitionId, to: PartitionId, epoch: Epoch, through: Ssn },
+    Receipt { from: PartitionId, to: PartitionId, receipt: Receipt },
     Control { from: PartitionId, to: PartitionId, bytes: Vec<u8> },
 }
 
@@ -745,13 +745,10 @@ impl<D: Disk> Unit<D> {
         now: Time,
         from: PartitionId,
         to: PartitionId,
-        epoch: Epoch,
-        through: Ssn,
+        receipt: Receipt,
         outside: &mut dyn Outside,
     ) {
-        self.with(to, now, outside, |partition, out| {
-            partition.handle_receipt(now, from, epoch, through, out)
-        });
+        self.with(to, now, outside, |partition, out| partition.handle_receipt(now, from, receipt, out));
     }
 
     /// The way to the unit that holds `peer` is new.
@@ -994,11 +991,11 @@ impl<D: Disk> Unit<D> {
                         outside.transmit(from, to, epoch, first, count, &bytes[frames]);
                     }
                 }
-                Command::Receipt { to, epoch, through } => {
+                Command::Receipt { to, receipt } => {
                     if self.index(to).is_some() {
-                        self.inner.push_back(Inner::Receipt { from, to, epoch, through });
+                        self.inner.push_back(Inner::Receipt { from, to, receipt });
                     } else {
-                        outside.receipt(from, to, epoch, through);
+                        outside.receipt(from, to, receipt);
                     }
                 }
                 Command::Reply { session, seq, outcome, bytes: span } => {
@@ -1053,9 +1050,7 @@ impl<D: Disk> Unit<D> {
                     let result = self.frames(now, from, to, epoch, first, count, &frames, outside);
                     debug_assert!(result.is_ok(), "frames of our own are malformed: {result:?}");
                 }
-                Inner::Receipt { from, to, epoch, through } => {
-                    self.receipt(now, from, to, epoch, through, outside);
-                }
+                Inner::Receipt { from, to, receipt } => self.receipt(now, from, to, receipt, outside),
                 Inner::Control { from, to, bytes } => {
                     self.control(now, Peer::Partition(from), to, &bytes, outside);
                 }

@@ -7,7 +7,7 @@ use rallypoint_base::id::{
 use rallypoint_base::time::Time;
 use rallypoint_engine::actor::{Actor, Cx};
 use rallypoint_engine::codec::{Codec, encode};
-use rallypoint_engine::command::{Notice, Outcome, Turned};
+use rallypoint_engine::command::{Notice, Outcome, Receipt, Turned};
 use rallypoint_engine::effect::EffectKey;
 use rallypoint_engine::map::Map;
 use rallypoint_engine::parcel::{Body, Parcel, kind_tag};
@@ -51,7 +51,7 @@ impl Outside for Answers {
         panic!("turned away: {why}");
     }
     fn transmit(&mut self, _: PartitionId, _: PartitionId, _: Epoch, _: Ssn, _: u32, _: &[u8]) {}
-    fn receipt(&mut self, _: PartitionId, _: PartitionId, _: Epoch, _: Ssn) {}
+    fn receipt(&mut self, _: PartitionId, _: PartitionId, _: Receipt) {}
     fn perform(&mut self, _: PartitionId, _: EffectKey, _: &str, _: &[u8], _: Duration) {}
     fn control(&mut self, _: PartitionId, _: Peer, _: &[u8]) {}
     fn notice(&mut self, notice: UnitNotice) {

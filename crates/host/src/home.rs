@@ -19,7 +19,7 @@ use crate::os::file_disk::FileDisk;
 use crate::os::running_page::RunningPage;
 use rallypoint_base::id::{DirectoryId, Epoch, InputSeq, PartitionId, SessionId, Ssn};
 use rallypoint_base::time::Time;
-use rallypoint_engine::command::{Outcome, Turned};
+use rallypoint_engine::command::{Outcome, Receipt, Turned};
 use rallypoint_engine::effect::EffectKey;
 use rallypoint_engine::unit::{Outside, Unit, UnitNotice};
 use rallypoint_rollback::protocol::Peer;
@@ -417,9 +417,7 @@ fn dispatch(unit: &mut Unit<FileDisk>, outlet: &mut Outlet, now: Time, message: 
                 tracing::error!(%from, %to, "frames that are no frames were dropped; they come again");
             }
         }
-        Message::Receipt { from, to, epoch, through } => {
-            unit.receipt(now, from, to, epoch, through, outlet);
-        }
+        Message::Receipt { from, to, receipt } => unit.receipt(now, from, to, receipt, outlet),
         Message::Connected { peer } => unit.connected(now, peer, outlet),
         Message::Effect { to, key, outcome, value } => {
             unit.effect(now, to, key, outcome, value, outlet);
@@ -500,9 +498,9 @@ impl Outside for Outlet {
         }
     }
 
-    fn receipt(&mut self, from: PartitionId, to: PartitionId, epoch: Epoch, through: Ssn) {
+    fn receipt(&mut self, from: PartitionId, to: PartitionId, receipt: Receipt) {
         if let Some(out) = self.to(to) {
-            Message::Receipt { from, to, epoch, through }.encode(out);
+            Message::Receipt { from, to, receipt }.encode(out);
         }
     }
 

@@ -6,7 +6,7 @@
 use rallypoint_base::id::{Epoch, InputSeq, Lineage, LogId, PartitionId, Position, SessionId, Ssn};
 use rallypoint_base::limits::MESSAGE_BYTES;
 use rallypoint_base::wire::{Malformed, Reader};
-use rallypoint_engine::command::{Outcome, Turned};
+use rallypoint_engine::command::{Outcome, Receipt, Turned};
 use rallypoint_engine::effect::EffectKey;
 
 /// Longest message; frames come in batches of a few hundred kilobytes, one of them may be 1 MiB.
@@ -40,8 +40,7 @@ pub(crate) enum Message<'a> {
     Receipt {
         from: PartitionId,
         to: PartitionId,
-        epoch: Epoch,
-        through: Ssn,
+        receipt: Receipt,
     },
     /// The way to the directory that holds this partition is new.
     Connected {
@@ -102,12 +101,13 @@ impl<'a> Message<'a> {
                 out.extend_from_slice(&count.to_le_bytes());
                 out.extend_from_slice(frames);
             }
-            Message::Receipt { from, to, epoch, through } => {
+            Message::Receipt { from, to, receipt } => {
                 out.push(4);
                 out.extend_from_slice(&from.0.to_le_bytes());
                 out.extend_from_slice(&to.0.to_le_bytes());
-                out.extend_from_slice(&epoch.0.to_le_bytes());
-                out.extend_from_slice(&through.0.to_le_bytes());
+                out.extend_from_slice(&receipt.epoch.0.to_le_bytes());
+                out.extend_from_slice(&receipt.through.0.to_le_bytes());
+                out.push(receipt.pressure);
             }
             Message::Connected { peer } => {
                 out.push(5);
@@ -187,8 +187,11 @@ impl<'a> Message<'a> {
             4 => Message::Receipt {
                 from: partition(&mut r)?,
                 to: partition(&mut r)?,
-                epoch: Epoch(r.u32("epoch")?),
-                through: Ssn(r.u64("through")?),
+                receipt: Receipt {
+                    epoch: Epoch(r.u32("epoch")?),
+                    through: Ssn(r.u64("through")?),
+                    pressure: r.u8("pressure")?,
+                },
             },
             5 => Message::Connected { peer: partition(&mut r)? },
             6 => Message::Effect {
@@ -260,7 +263,11 @@ mod tests {
                 parcel: b"x",
             },
             Message::Frames { from: p, to: q, epoch: Epoch(1), first: Ssn(2), count: 3, frames: b"abc" },
-            Message::Receipt { from: p, to: q, epoch: Epoch(1), through: Ssn(2) },
+            Message::Receipt {
+                from: p,
+                to: q,
+                receipt: Receipt { epoch: Epoch(1), through: Ssn(2), pressure: 3 },
+            },
             Message::Connected { peer: p },
             Message::Effect { to: p, key, outcome: 1, value: b"v" },
             Message::Reply { session, seq, outcome: Outcome::Refused, bytes: b"r" },

@@ -5,7 +5,7 @@
 
 use crate::message::Message;
 use rallypoint_base::id::{Epoch, InputSeq, PartitionId, SessionId, Ssn};
-use rallypoint_engine::command::{Outcome, Turned};
+use rallypoint_engine::command::{Outcome, Receipt, Turned};
 use rallypoint_engine::effect::EffectKey;
 use rallypoint_engine::unit::{Outside, UnitNotice};
 use rallypoint_rollback::protocol::Peer;
@@ -61,8 +61,8 @@ impl Outside for Exit {
         self.left.push(Leaving::Message(Message::Frames { from, to, epoch, first, count, bytes }));
     }
 
-    fn receipt(&mut self, from: PartitionId, to: PartitionId, epoch: Epoch, through: Ssn) {
-        self.left.push(Leaving::Message(Message::Receipt { from, to, epoch, through }));
+    fn receipt(&mut self, from: PartitionId, to: PartitionId, receipt: Receipt) {
+        self.left.push(Leaving::Message(Message::Receipt { from, to, receipt }));
     }
 
     fn perform(&mut self, from: PartitionId, key: EffectKey, name: &str, payload: &[u8], timeout: Duration) {

@@ -3,7 +3,7 @@
 //! Decides: nothing. A message knows its two ends, so that the network can cut them apart.
 
 use rallypoint_base::id::{Epoch, InputSeq, PartitionId, SessionId, Ssn};
-use rallypoint_engine::command::{Outcome, Turned};
+use rallypoint_engine::command::{Outcome, Receipt, Turned};
 use rallypoint_rollback::protocol::Peer;
 
 /// One end of a connection.
@@ -79,10 +79,8 @@ pub enum Message {
         from: PartitionId,
         /// Who had sent.
         to: PartitionId,
-        /// The epoch of the receipt.
-        epoch: Epoch,
-        /// Highest number held.
-        through: Ssn,
+        /// What is held.
+        receipt: Receipt,
     },
     /// A message of the protocol.
     Control {

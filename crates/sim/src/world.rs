@@ -786,9 +786,9 @@ impl World {
                     self.violate("no_orphan", format!("frames from {from} to {to} are malformed: {error}"));
                 }
             }
-            Message::Receipt { from, to, epoch, through } => {
+            Message::Receipt { from, to, receipt } => {
                 let at = directory_of(self, to);
-                self.drive(at, |unit, now, exit| unit.receipt(now, from, to, epoch, through, exit));
+                self.drive(at, |unit, now, exit| unit.receipt(now, from, to, receipt, exit));
             }
             Message::Control { from, to: Peer::Partition(to), bytes } => {
                 let at = directory_of(self, to);

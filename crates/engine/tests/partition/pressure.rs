@@ -1,6 +1,6 @@
 //! Only the door answers `Overloaded`; memory stays bounded and nothing deadlocks.
 
-use crate::common::actors::{Account, Ball, Bank, Counter, Player};
+use crate::common::actors::{Account, Ball, Bank, Counter, Player, Relay};
 use crate::common::{World, message, session};
 use rallypoint_engine::command::Turned;
 use rallypoint_engine::partition::{Ending, Limits};
@@ -82,4 +82,73 @@ fn a_peer_that_falls_silent_is_asked_again_at_the_pace_of_the_limit() {
         world.wait(Duration::from_millis(100));
     }
     assert!((9..=10).contains(&world.network.len()), "{} in ten seconds", world.network.len());
+}
+
+/// Inputs at the first of a row, and one step of a tenth of a second after each; how many were taken.
+fn send_along(world: &mut World, way: &[String], seqs: std::ops::RangeInclusive<u64>) -> u64 {
+    let mut taken = 0;
+    for seq in seqs {
+        world.input::<Relay>(session(1), seq, &way[0], &way[1..].to_vec());
+        world.wait(Duration::from_millis(100));
+        world.settle();
+        taken += u64::from(world.answered(session(1), seq));
+    }
+    taken
+}
+
+#[test]
+fn a_peer_that_is_down_behind_others_closes_the_door_of_the_first_and_nobodys_memory_grows() {
+    let limits = Limits { unacknowledged_bytes: 4000, ..Limits::default() };
+    let mut world = World::with(4, 1, limits, crate::common::pessimistic);
+    let way: Vec<String> = (0..4).map(|index| world.key_on(index, "r")).collect();
+    assert_eq!(send_along(&mut world, &way, 1..=10), 10);
+    world.crash(3);
+    // Ten minutes.
+    let taken = 10 + send_along(&mut world, &way, 11..=6000);
+    assert!((50..500).contains(&taken), "{taken} were taken");
+    assert!(world.turns.iter().all(|(_, _, why)| *why == Turned::Overloaded));
+    for node in &world.nodes {
+        assert!(node.max_kept < 4500, "{}", node.max_kept);
+    }
+    world.restart(3, &Ending::default());
+    for index in 0..3 {
+        let peer = rallypoint_base::id::PartitionId(3);
+        world.call(index, |partition, now, out| partition.handle_connected(now, peer, out));
+    }
+    world.settle();
+    world.turns.clear();
+    for _ in 0..60 {
+        world.wait(Duration::from_millis(100));
+        world.settle();
+    }
+    let after = send_along(&mut world, &way, 6001..=6100);
+    assert_eq!((after, world.turns.len()), (100, 0), "the doors are open again");
+    assert_eq!(world.state::<Relay>(&way[3]).unwrap().0, taken + after);
+    assert!((0..4).all(|index| world.partition(index).is_quiet()));
+    world.assert_right();
+}
+
+#[test]
+fn a_circle_of_full_partitions_forgets_that_it_was_full() {
+    let limits = Limits { unacknowledged_bytes: 1000, ..Limits::default() };
+    let mut world = World::with(2, 1, limits, crate::common::pessimistic);
+    let (here, there) = (world.key_on(0, "r"), world.key_on(1, "r"));
+    let way: Vec<String> = (0..40).map(|at| if at % 2 == 0 { &here } else { &there }.clone()).collect();
+    // Both keep too much at once, and tell each other.
+    for seq in 1..=60 {
+        world.input::<Relay>(session(1), seq, &way[0], &way[1..].to_vec());
+        world.input::<Relay>(session(2), seq, &way[1], &way[2..].to_vec());
+    }
+    world.settle();
+    for _ in 0..200 {
+        world.wait(Duration::from_millis(100));
+        world.settle();
+    }
+    assert!(!world.turns.is_empty(), "nobody was ever full");
+    world.turns.clear();
+    world.input::<Relay>(session(1), 1000, &way[0], &Vec::new());
+    world.input::<Relay>(session(2), 1000, &way[1], &Vec::new());
+    assert!(world.turns.is_empty(), "{:?}", world.turns);
+    world.settle();
+    world.assert_right();
 }

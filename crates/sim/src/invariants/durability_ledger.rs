@@ -69,8 +69,8 @@ impl DurabilityLedger {
                 let through = Ssn(first.0 + u64::from(*count) - 1);
                 self.sent.get(&(*from, *to)).is_some_and(|reached| *reached >= through)
             }
-            Leaving::Message(Message::Receipt { from, to, through, .. }) => {
-                self.received.get(&(*from, *to)).is_some_and(|reached| reached >= through)
+            Leaving::Message(Message::Receipt { from, to, receipt }) => {
+                self.received.get(&(*from, *to)).is_some_and(|reached| *reached >= receipt.through)
             }
             Leaving::Perform { key, .. } => self.runs.contains(&(key.log, key.position)),
             Leaving::Message(_) => true,

@@ -12,6 +12,7 @@ pub(crate) fn registry() -> Registry {
     let mut registry = Registry::default();
     registry.actor::<Counter>().unwrap();
     registry.actor::<Account>().unwrap();
+    registry.actor::<Relay>().unwrap();
     registry.actor::<Player>().unwrap();
     registry.actor::<Troublemaker>().unwrap();
     registry.actor::<Asker>().unwrap();
@@ -96,6 +97,25 @@ impl Actor for Player {
         if ball.left > 0 {
             let me = cx.key().to_owned();
             cx.send::<Self>(&ball.back_to, &Ball { back_to: me, left: ball.left - 1 });
+        }
+        Ok(())
+    }
+}
+
+/// Counts what comes, and sends it on to the next on its way.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Relay(pub u64);
+
+impl Actor for Relay {
+    const KIND: &'static str = "relay";
+    type Message = Vec<String>;
+    type Reply = ();
+    type Error = ();
+    fn handle(&mut self, mut way: Vec<String>, cx: &mut Cx<'_>) -> Result<(), ()> {
+        self.0 += 1;
+        if !way.is_empty() {
+            let next = way.remove(0);
+            cx.send::<Relay>(&next, &way);
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use rallypoint_base::random::Random;
 use rallypoint_base::time::Time;
 use rallypoint_engine::actor::Actor;
 use rallypoint_engine::codec::{self, Encoded};
-use rallypoint_engine::command::{Command, Notice, Outbox, Outcome, Turned};
+use rallypoint_engine::command::{Command, Notice, Outbox, Outcome, Receipt, Turned};
 use rallypoint_engine::effect::EffectKey;
 use rallypoint_engine::map::Map;
 use rallypoint_engine::parcel::{Body, Parcel, kind_tag};
@@ -109,7 +109,7 @@ impl Node {
 #[derive(Clone, Debug)]
 pub(crate) enum Packet {
     Frames { from: PartitionId, to: PartitionId, epoch: Epoch, first: Ssn, count: u32, frames: Vec<u8> },
-    Receipt { from: PartitionId, to: PartitionId, epoch: Epoch, through: Ssn },
+    Receipt { from: PartitionId, to: PartitionId, receipt: Receipt },
 }
 
 /// As it reached the client.
@@ -353,14 +353,15 @@ impl World {
                     let frames = frames.to_vec();
                     self.network.push(Packet::Frames { from, to, epoch, first, count, frames });
                 }
-                Command::Receipt { to, epoch, through } => {
+                Command::Receipt { to, receipt } => {
+                    let through = receipt.through;
                     let held = self.durable_inputs(index, |record| {
                         matches!(record.source, Source::Frame { from, ssn } if from == to && ssn == through)
                     });
                     if !held {
                         self.wrongs.push(format!("p{index} receipts {through} of {to}, not in its log"));
                     }
-                    self.network.push(Packet::Receipt { from, to, epoch, through });
+                    self.network.push(Packet::Receipt { from, to, receipt });
                 }
                 Command::Reply { session, seq, outcome, bytes: span } => {
                     let known = self.durable_inputs(index, |record| {
@@ -531,11 +532,11 @@ impl World {
                     });
                 }
             }
-            Packet::Receipt { from, to, epoch, through } => {
+            Packet::Receipt { from, to, receipt } => {
                 let to = usize::from(to.0);
                 if self.is_up(to) {
                     self.call(to, |partition, now, out| {
-                        partition.handle_receipt(now, from, epoch, through, out);
+                        partition.handle_receipt(now, from, receipt, out);
                     });
                 }
             }
