@@ -13,6 +13,7 @@ use rallypoint_base::id::{Position, Ssn};
 use rallypoint_base::time::Time;
 use rallypoint_base::wire::{Malformed, Reader, put_bytes, put_varint};
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Frame {
@@ -22,13 +23,74 @@ pub(crate) struct Frame {
     pub(crate) bytes: Box<[u8]>,
 }
 
+/// Frames in a chunk: the first change after a cut copies one chunk.
+const CHUNK: usize = 64;
+
+/// Frames in order, in chunks that a snapshot shares until they change.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Frames {
+    chunks: VecDeque<Arc<Vec<Frame>>>,
+    /// Frames of the first chunk that are gone.
+    gone: usize,
+    len: usize,
+}
+
+impl Frames {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(crate) fn push(&mut self, frame: Frame) {
+        match self.chunks.back_mut() {
+            Some(last) if last.len() < CHUNK => Arc::make_mut(last).push(frame),
+            _ => self.chunks.push_back(Arc::new(vec![frame])),
+        }
+        self.len += 1;
+    }
+
+    /// Takes the first one away; gives its bytes' number.
+    pub(crate) fn pop(&mut self) -> Option<usize> {
+        let first = self.chunks.front()?;
+        let bytes = first.get(self.gone)?.bytes.len();
+        self.gone += 1;
+        self.len -= 1;
+        if self.gone == first.len() {
+            self.chunks.pop_front();
+            self.gone = 0;
+        }
+        Some(bytes)
+    }
+
+    /// The frame at this place behind the first.
+    pub(crate) fn get(&self, at: usize) -> Option<&Frame> {
+        let at = at + self.gone;
+        self.chunks.get(at / CHUNK)?.get(at % CHUNK)
+    }
+
+    /// Takes the next chunk away and writes it: how many, then position and bytes of each.
+    pub(crate) fn save_chunk(&mut self, out: &mut Vec<u8>) {
+        let Some(chunk) = self.chunks.pop_front() else { return };
+        let frames = &chunk[std::mem::take(&mut self.gone)..];
+        self.len -= frames.len();
+        put_varint(out, frames.len() as u64);
+        for frame in frames {
+            put_varint(out, frame.position.0);
+            put_bytes(out, &frame.bytes);
+        }
+    }
+}
+
 /// The sending end.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outgoing {
     pub(crate) sent: Ssn,
     pub(crate) acknowledged: Ssn,
     pub(crate) transmitted: Ssn,
-    pub(crate) kept: VecDeque<Frame>,
+    pub(crate) kept: Frames,
     pub(crate) kept_bytes: usize,
     pub(crate) last_progress: Time,
     /// What the receiver last said of its own load, and until when that counts.
@@ -39,7 +101,7 @@ impl Outgoing {
     pub(crate) fn push(&mut self, frame: Frame) -> Ssn {
         self.sent = self.sent.next();
         self.kept_bytes += frame.bytes.len();
-        self.kept.push_back(frame);
+        self.kept.push(frame);
         self.sent
     }
 
@@ -51,9 +113,7 @@ impl Outgoing {
         }
         while self.acknowledged < through {
             self.acknowledged = self.acknowledged.next();
-            if let Some(frame) = self.kept.pop_front() {
-                self.kept_bytes -= frame.bytes.len();
-            }
+            self.kept_bytes -= self.kept.pop().unwrap_or(0);
             self.last_progress = now;
         }
         self.transmitted = self.transmitted.max(self.acknowledged);
@@ -66,28 +126,38 @@ impl Outgoing {
         self.kept.get(at).filter(|frame| frame.position <= horizon)
     }
 
+    /// The counters; the frames follow by themselves.
     pub(crate) fn save(&self, out: &mut Vec<u8>) {
         put_varint(out, self.sent.0);
         put_varint(out, self.acknowledged.0);
-        for frame in &self.kept {
-            put_varint(out, frame.position.0);
-            put_bytes(out, &frame.bytes);
-        }
+        put_varint(out, self.kept_bytes as u64);
     }
 
     pub(crate) fn load(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
         let sent = Ssn(reader.varint("sent")?);
         let acknowledged = Ssn(reader.varint("acknowledged")?);
-        let count = sent.0.checked_sub(acknowledged.0);
-        let count = count.ok_or(Malformed { field: "acknowledged beyond sent", offset: reader.offset() })?;
-        let mut outgoing = Self { sent, acknowledged, transmitted: acknowledged, ..Self::default() };
-        for _ in 0..count {
+        if acknowledged > sent {
+            return Err(Malformed { field: "acknowledged beyond sent", offset: reader.offset() });
+        }
+        let kept_bytes = reader.varint("bytes of frames")? as usize;
+        Ok(Self { sent, acknowledged, transmitted: acknowledged, kept_bytes, ..Self::default() })
+    }
+
+    /// Reads what [`Frames::save_chunk`] wrote, behind what was read before.
+    pub(crate) fn load_frames(&mut self, reader: &mut Reader<'_>) -> Result<(), Malformed> {
+        for _ in 0..reader.varint("frames")? {
             let position = Position(reader.varint("frame position")?);
             let bytes: Box<[u8]> = reader.bytes("frame")?.into();
-            outgoing.kept_bytes += bytes.len();
-            outgoing.kept.push_back(Frame { position, bytes });
+            self.kept.push(Frame { position, bytes });
         }
-        Ok(outgoing)
+        Ok(())
+    }
+
+    /// True when the frames are all there that the header spoke of.
+    pub(crate) fn is_whole(&self) -> bool {
+        let bytes: usize =
+            (0..self.kept.len()).filter_map(|at| self.kept.get(at)).map(|f| f.bytes.len()).sum();
+        self.kept.len() as u64 == self.sent.0 - self.acknowledged.0 && bytes == self.kept_bytes
     }
 }
 

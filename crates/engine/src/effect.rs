@@ -8,11 +8,13 @@
 //! rollback and restore, never on a crash.
 
 use crate::codec::{CodecError, Encoded};
+use crate::shards::{Shards, Spread};
 use rallypoint_base::id::{Epoch, Lineage, LogId, Position};
+use rallypoint_base::random::mix;
 use rallypoint_base::time::Time;
 use rallypoint_base::wire::{Malformed, Reader, put_bytes, put_varint};
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// The idempotency key of an effect. Its text form is what goes to the outside.
@@ -82,19 +84,32 @@ pub(crate) struct Outstanding {
     pub(crate) deadline: Time,
 }
 
+/// (epoch, position, index) of the cause.
+pub(crate) type EffectId = (Epoch, Position, u32);
+
+impl Spread for EffectId {
+    fn spread(&self) -> u64 {
+        mix(self.1.0 ^ u64::from(self.2) << 48)
+    }
+}
+
 /// The outstanding effects of one partition, by (epoch, position, index) of their cause.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Effects {
-    outstanding: BTreeMap<(Epoch, Position, u32), Outstanding>,
+    outstanding: Shards<EffectId, Outstanding>,
+    due: BTreeSet<(Time, EffectId)>,
 }
 
 impl Effects {
     pub(crate) fn insert(&mut self, id: (Epoch, Position, u32), effect: Outstanding) {
+        self.due.insert((effect.deadline, id));
         self.outstanding.insert(id, effect);
     }
 
     pub(crate) fn take(&mut self, id: (Epoch, Position, u32)) -> Option<Outstanding> {
-        self.outstanding.remove(&id)
+        let effect = self.outstanding.remove(&id)?;
+        self.due.remove(&(effect.deadline, id));
+        Some(effect)
     }
 
     pub(crate) fn get(&self, id: (Epoch, Position, u32)) -> Option<&Outstanding> {
@@ -105,19 +120,30 @@ impl Effects {
         self.outstanding.is_empty()
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&(Epoch, Position, u32), &Outstanding)> {
-        self.outstanding.iter()
+    pub(crate) fn len(&self) -> usize {
+        self.outstanding.len()
     }
 
-    /// The earliest deadline and whose it is. Linear: effects wait on the outside world, so there
-    /// are few of them beside the messages.
-    pub(crate) fn earliest(&self) -> Option<(Time, (Epoch, Position, u32))> {
-        self.outstanding.iter().map(|(id, effect)| (effect.deadline, *id)).min()
+    /// Whose they are, in the order of their causes.
+    pub(crate) fn ids(&self) -> Vec<EffectId> {
+        let mut ids: Vec<EffectId> = self.outstanding.iter().map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        ids
     }
 
-    pub(crate) fn save(&self, out: &mut Vec<u8>) {
-        put_varint(out, self.outstanding.len() as u64);
-        for ((epoch, position, index), effect) in &self.outstanding {
+    /// The earliest deadline and whose it is.
+    pub(crate) fn earliest(&self) -> Option<(Time, EffectId)> {
+        self.due.first().copied()
+    }
+
+    /// The table as it is now, for a snapshot.
+    pub(crate) fn share(&self) -> Shards<EffectId, Outstanding> {
+        self.outstanding.clone()
+    }
+
+    pub(crate) fn save(shard: &BTreeMap<EffectId, Outstanding>, out: &mut Vec<u8>) {
+        put_varint(out, shard.len() as u64);
+        for ((epoch, position, index), effect) in shard {
             put_varint(out, u64::from(epoch.0));
             put_varint(out, position.0);
             put_varint(out, u64::from(*index));
@@ -130,8 +156,7 @@ impl Effects {
         }
     }
 
-    pub(crate) fn load(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        let mut effects = Self::default();
+    pub(crate) fn load(&mut self, reader: &mut Reader<'_>) -> Result<(), Malformed> {
         for _ in 0..reader.varint("effects")? {
             let epoch = Epoch(reader.varint("effect epoch")? as u32);
             let position = Position(reader.varint("effect position")?);
@@ -144,8 +169,8 @@ impl Effects {
                 payload: reader.bytes("effect payload")?.to_vec(),
                 deadline: Time(reader.varint("effect deadline")?),
             };
-            effects.insert((epoch, position, index), effect);
+            self.insert((epoch, position, index), effect);
         }
-        Ok(effects)
+        Ok(())
     }
 }

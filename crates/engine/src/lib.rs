@@ -16,6 +16,7 @@ pub mod record;
 pub mod registry;
 pub mod run;
 pub mod session;
+mod shards;
 mod short;
 pub mod snapshot;
 pub mod table;

@@ -19,7 +19,7 @@
 //!
 //! Source: design: speculation with gated outputs; receiver-based message logging with group commit.
 
-use crate::channel::{Frame, Incoming as InChannel, Outgoing};
+use crate::channel::{Frame, Frames, Incoming as InChannel, Outgoing};
 use crate::codec::Encoded;
 use crate::command::{Command, Notice, Outbox, Outcome, Receipt, Turned};
 use crate::effect::{EffectKey, EffectOutcome, EffectValue, Effects, Outstanding};
@@ -29,7 +29,7 @@ use crate::record::{self, InputRecord, Source, Verdict, kind};
 use crate::registry::Registry;
 use crate::run::Run;
 use crate::session::{Kept, Known, Sessions};
-use crate::snapshot::{HEADER_FORMAT, SetAside, split_entry};
+use crate::snapshot::{ENGINE, Frozen, HEADER_FORMAT, SetAside, split_entry};
 use crate::table::{Delivered, Incoming, Large, Table};
 use crate::timer::{TimerId, Timers};
 use rallypoint_base::hash::xxh3;
@@ -236,6 +236,8 @@ struct CheckpointState {
     full_bytes: u64,
     /// Actors in the checkpoint being written that are larger than they should be.
     large: Large,
+    /// What else it holds.
+    frozen: Option<Frozen>,
 }
 
 /// One partition. See the module for the order of calls.
@@ -290,6 +292,8 @@ pub struct Partition {
     inner_refusals: Vec<String>,
     witness: Box<dyn Witness>,
     leftover: Vec<u8>,
+    /// A checkpoint was read, and nobody has looked whether all of it came.
+    unproven: bool,
 }
 
 impl Partition {
@@ -341,6 +345,7 @@ impl Partition {
                 written: 0,
                 full_bytes: u64::MAX,
                 large: Large::default(),
+                frozen: None,
             },
             protocol_timer: Time::NEVER,
             stopped: false,
@@ -354,6 +359,7 @@ impl Partition {
             inner_refusals: Vec::new(),
             witness,
             leftover: Vec::new(),
+            unproven: false,
         }
     }
 
@@ -469,6 +475,7 @@ impl Partition {
     }
 
     fn load_header(&mut self, version: Version, header: &[u8]) -> Result<(), Malformed> {
+        self.unproven = true;
         let reader = &mut Reader::new(header);
         if reader.u8("header format")? != HEADER_FORMAT {
             return Err(Malformed { field: "header format of a newer release", offset: 0 });
@@ -489,9 +496,10 @@ impl Partition {
             let received = Ssn(reader.varint("received")?);
             self.incoming.insert(from, InChannel { received, arrived: received, ..InChannel::default() });
         }
-        self.sessions = Sessions::load(reader)?;
-        self.timers = Timers::load(reader)?;
-        self.effects = Effects::load(reader)?;
+        self.sessions = Sessions::restored(Time(reader.varint("sessions forgotten at")?));
+        self.timers = Timers::restored(reader.varint("timer count")?);
+        self.effects = Effects::default();
+        reader.varint("effects")?;
         for _ in 0..reader.varint("marks")? {
             let identity = reader.u64("mark")?;
             let count = reader.varint("mark count")? as u32;
@@ -507,7 +515,32 @@ impl Partition {
         Ok(())
     }
 
-    /// Takes the next piece of a checkpoint's content, full image first, increments after it.
+    /// The content of the next link of a chain follows: the engine's tables of the one before were
+    /// those of an older state.
+    pub fn begin_content(&mut self) {
+        self.sessions = Sessions::restored(self.sessions.forgotten_at());
+        self.timers = Timers::restored(self.timers.last_set());
+        self.effects = Effects::default();
+        self.outgoing.values_mut().for_each(|channel| channel.kept = Frames::default());
+    }
+
+    fn load_table(&mut self, table: &str, bytes: &[u8]) -> Result<(), Malformed> {
+        let reader = &mut Reader::new(bytes);
+        match table {
+            "sessions" => self.sessions.load(reader),
+            "timers" => self.timers.load(reader),
+            "effects" => self.effects.load(reader),
+            "frames" => {
+                let to = PartitionId(reader.varint("frames to")? as u16);
+                // Of a link that is not the newest: the header knows of no such channel yet, or more.
+                self.outgoing.entry(to).or_default().load_frames(reader)
+            }
+            _ => Err(Malformed { field: "table of a newer release", offset: 0 }),
+        }
+    }
+
+    /// Takes the next piece of a checkpoint's content, full image first, increments after it; before
+    /// each of them [`Partition::begin_content`].
     ///
     /// # Errors
     /// [`ReplayError`] when an entry cannot be read or this program has no such kind.
@@ -528,6 +561,15 @@ impl Partition {
                 error,
             })?;
             let Some((entry, len)) = split else { break };
+            if entry.kind == ENGINE {
+                self.load_table(entry.key, entry.state.bytes).map_err(|error| ReplayError::Malformed {
+                    partition: id,
+                    what: format!("table {:?} of a checkpoint", entry.key),
+                    error,
+                })?;
+                at += len;
+                continue;
+            }
             let found = self.tables.iter_mut().find(|(tag, _)| *tag == entry.kind);
             let error = |kind: String, detail: String| ReplayError::State {
                 partition: id,
@@ -552,6 +594,11 @@ impl Partition {
     /// # Errors
     /// [`ReplayError::Malformed`] when it ended inside an actor: the version cannot be used.
     pub fn content_is_whole(&self) -> Result<(), ReplayError> {
+        if !self.outgoing.values().all(Outgoing::is_whole) {
+            let error = Malformed { field: "frames are missing", offset: 0 };
+            let what = "checkpoint content".into();
+            return Err(ReplayError::Malformed { partition: self.setup.id, what, error });
+        }
         if self.leftover.is_empty() {
             return Ok(());
         }
@@ -590,7 +637,9 @@ impl Partition {
         let malformed = |what: &'static str| {
             move |error| ReplayError::Malformed { partition: id, what: format!("{what} {position}"), error }
         };
-        self.content_is_whole()?;
+        if std::mem::take(&mut self.unproven) {
+            self.content_is_whole()?;
+        }
         match kind {
             kind::INPUT => {
                 let record = InputRecord::decode(payload).map_err(malformed("record"))?;
@@ -690,8 +739,8 @@ impl Partition {
             channel.last_progress = self.now;
         }
         self.gate.retain(|(_, gated)| !matches!(gated, Gated::Effect { .. }));
-        for (id, _) in self.effects.iter() {
-            self.gate.push_back((self.position, Gated::Effect { id: *id }));
+        for id in self.effects.ids() {
+            self.gate.push_back((self.position, Gated::Effect { id }));
         }
     }
 
@@ -745,6 +794,7 @@ impl Partition {
         self.leftover.clear();
         self.position = Position(0);
         self.checkpoint.writing = None;
+        self.checkpoint.frozen = None;
         self.checkpoint.base = None;
         self.checkpoint.needs_full = true;
         self.checkpoint.runs = 0;
@@ -1762,6 +1812,8 @@ impl Partition {
         let start = out.bytes.len();
         self.save_header(&mut out.bytes);
         let header = start..out.bytes.len();
+        let frames = self.outgoing.iter().map(|(&to, channel)| (to, &channel.kept));
+        self.checkpoint.frozen = Some(Frozen::new(frames, &self.sessions, &self.timers, &self.effects));
         for (_, table) in &mut self.tables {
             table.cut(full);
         }
@@ -1795,9 +1847,9 @@ impl Partition {
             put_varint(out, u64::from(from.0));
             put_varint(out, channel.received.0);
         }
-        self.sessions.save(out);
-        self.timers.save(out);
-        self.effects.save(out);
+        put_varint(out, self.sessions.forgotten_at().0);
+        put_varint(out, self.timers.last_set());
+        put_varint(out, self.effects.len() as u64);
         put_varint(out, self.marks.len() as u64);
         for (identity, mark) in &self.marks {
             out.extend_from_slice(&identity.to_le_bytes());
@@ -1829,6 +1881,9 @@ impl Partition {
                 break;
             }
         }
+        if !more && let Some(frozen) = &mut self.checkpoint.frozen {
+            more = frozen.write(out, limit);
+        }
         self.checkpoint.written += (out.len() - before) as u64;
         Ok(more)
     }
@@ -1840,6 +1895,7 @@ impl Partition {
             return;
         }
         self.checkpoint.writing = None;
+        self.checkpoint.frozen = None;
         if self.checkpoint.base.is_none() {
             self.checkpoint.increments = 0;
             self.checkpoint.full_bytes = self.checkpoint.written;
@@ -1862,6 +1918,7 @@ impl Partition {
     /// The checkpoint being written was given up; the next one is full.
     pub fn checkpoint_failed(&mut self, detail: String, out: &mut Outbox) {
         self.checkpoint.writing = None;
+        self.checkpoint.frozen = None;
         // They are in no checkpoint after all: whoever asks must hear that one is due.
         self.checkpoint.runs += std::mem::take(&mut self.checkpoint.runs_cut);
         self.checkpoint.needs_full = true;

@@ -4,6 +4,7 @@
 
 use crate::actor::Actor;
 use crate::parcel::kind_tag;
+use crate::snapshot::ENGINE;
 use crate::table::{Table, TypedTable};
 use std::collections::BTreeMap;
 use thiserror::Error;
@@ -51,6 +52,9 @@ impl Registry {
     /// [`KindClash`] when a kind of that name or tag exists.
     pub fn actor<A: Actor>(&mut self) -> Result<(), KindClash> {
         let tag = kind_tag(A::KIND);
+        if tag == ENGINE {
+            return Err(KindClash { first: "(the engine's own tables)", second: A::KIND });
+        }
         if let Some(first) = self.kinds.get(&tag) {
             return Err(KindClash { first: first.name, second: A::KIND });
         }

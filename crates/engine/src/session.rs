@@ -10,9 +10,11 @@
 //! A session's id carries the second it was opened in (upper 32 bits), so that a retry which comes
 //! after its session was forgotten is recognised without remembering anything.
 
+use crate::shards::{Shards, Spread};
 use crate::short::ShortBytes;
 use rallypoint_base::id::{InputSeq, Position, SessionId};
 use rallypoint_base::limits::SESSION_TTL;
+use rallypoint_base::random::mix;
 use rallypoint_base::time::Time;
 use rallypoint_base::wire::{Malformed, Reader, put_bytes, put_varint};
 use std::collections::{BTreeMap, VecDeque};
@@ -29,7 +31,7 @@ pub(crate) struct Kept {
 }
 
 #[derive(Clone, Debug)]
-struct Session {
+pub(crate) struct Session {
     acknowledged_below: InputSeq,
     seen: Time,
     /// By seq, ascending.
@@ -45,10 +47,16 @@ pub(crate) enum Known<'a> {
     TooOld,
 }
 
+impl Spread for SessionId {
+    fn spread(&self) -> u64 {
+        mix(self.0)
+    }
+}
+
 /// The sessions of one partition.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sessions {
-    sessions: BTreeMap<SessionId, Session>,
+    sessions: Shards<SessionId, Session>,
     /// Sessions were forgotten at this time: one that may have been among them is not new.
     forgotten_at: Time,
 }
@@ -74,7 +82,7 @@ impl Sessions {
     }
 
     pub(crate) fn keep(&mut self, now: Time, session: SessionId, below: InputSeq, kept: Kept) {
-        let session = self.sessions.entry(session).or_insert_with(|| Session {
+        let session = self.sessions.get_or_insert_with(session, || Session {
             acknowledged_below: InputSeq(0),
             seen: now,
             kept: VecDeque::new(),
@@ -97,19 +105,29 @@ impl Sessions {
 
     /// Forgets sessions that were idle for too long; gives their number.
     pub(crate) fn expire(&mut self, now: Time) -> usize {
-        let before = self.sessions.len();
-        self.sessions.retain(|_, session| session.seen + SESSION_TTL >= now);
-        let count = before - self.sessions.len();
+        let count = self.sessions.retain(|_, session| session.seen + SESSION_TTL >= now);
         if count > 0 {
             self.forgotten_at = self.forgotten_at.max(now);
         }
         count
     }
 
-    pub(crate) fn save(&self, out: &mut Vec<u8>) {
-        put_varint(out, self.forgotten_at.0);
-        put_varint(out, self.sessions.len() as u64);
-        for (id, session) in &self.sessions {
+    pub(crate) fn restored(forgotten_at: Time) -> Self {
+        Self { forgotten_at, ..Self::default() }
+    }
+
+    pub(crate) fn forgotten_at(&self) -> Time {
+        self.forgotten_at
+    }
+
+    /// The table as it is now, for a snapshot.
+    pub(crate) fn share(&self) -> Shards<SessionId, Session> {
+        self.sessions.clone()
+    }
+
+    pub(crate) fn save(shard: &BTreeMap<SessionId, Session>, out: &mut Vec<u8>) {
+        put_varint(out, shard.len() as u64);
+        for (id, session) in shard {
             out.extend_from_slice(&id.0.to_le_bytes());
             put_varint(out, session.acknowledged_below.0);
             put_varint(out, session.seen.0);
@@ -123,9 +141,7 @@ impl Sessions {
         }
     }
 
-    pub(crate) fn load(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        let forgotten_at = Time(reader.varint("sessions forgotten at")?);
-        let mut sessions = Self { forgotten_at, ..Self::default() };
+    pub(crate) fn load(&mut self, reader: &mut Reader<'_>) -> Result<(), Malformed> {
         for _ in 0..reader.varint("sessions")? {
             let id = SessionId(reader.u64("session")?);
             let acknowledged_below = InputSeq(reader.varint("acknowledged below")?);
@@ -139,9 +155,9 @@ impl Sessions {
                     bytes: reader.bytes("reply")?.into(),
                 });
             }
-            sessions.sessions.insert(id, Session { acknowledged_below, seen, kept });
+            self.sessions.insert(id, Session { acknowledged_below, seen, kept });
         }
-        Ok(sessions)
+        Ok(())
     }
 }
 
@@ -172,6 +188,7 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shards::SHARDS;
 
     fn kept(seq: u64) -> Kept {
         Kept {
@@ -205,9 +222,12 @@ mod tests {
     fn what_is_saved_is_loaded() {
         let mut sessions = Sessions::default();
         sessions.keep(Time(9), SessionId(7), InputSeq(1), kept(1));
-        let mut bytes = Vec::new();
-        sessions.save(&mut bytes);
-        let loaded = Sessions::load(&mut Reader::new(&bytes)).unwrap();
+        let mut loaded = Sessions::restored(sessions.forgotten_at());
+        for at in 0..SHARDS {
+            let mut bytes = Vec::new();
+            Sessions::save(sessions.share().shard(at), &mut bytes);
+            loaded.load(&mut Reader::new(&bytes)).unwrap();
+        }
         assert_eq!(loaded.kept(SessionId(7), InputSeq(1)), Some(&kept(1)));
     }
 }

@@ -8,19 +8,103 @@
 //! durable through r.
 //!
 //! Entry of an actor: `kind u32 | key (len, bytes) | state length u32 | codec u8, schema u16, bytes`.
-//! Entries follow each other without padding and may cross the borders of chunks.
+//! Entries follow each other without padding and may cross the borders of chunks. Behind the actors
+//! come the engine's own tables, as entries of kind 0 in pieces: frames, sessions, timers, effects.
+//! Each link of a chain holds them whole, and those of the newest count.
 
-use crate::channel::Outgoing;
+use crate::channel::{Frames, Outgoing};
 use crate::codec::Encoded;
-use crate::effect::Effects;
-use crate::session::Sessions;
-use crate::timer::Timers;
-use rallypoint_base::id::{Epoch, PartitionId, Position, Ssn};
+use crate::effect::{EffectId, Effects, Outstanding};
+use crate::session::{Session, Sessions};
+use crate::shards::{SHARDS, Shards};
+use crate::timer::{TimerId, Timers};
+use rallypoint_base::id::{Epoch, PartitionId, Position, SessionId, Ssn};
 use rallypoint_base::time::Time;
 use rallypoint_base::wire::{Malformed, Reader, put_bytes, put_varint};
+use std::collections::{BTreeMap, VecDeque};
 
 /// First byte of a header; another one is of a newer release.
-pub(crate) const HEADER_FORMAT: u8 = 1;
+pub(crate) const HEADER_FORMAT: u8 = 2;
+
+/// Kind of the entries that are no actor's.
+pub(crate) const ENGINE: u32 = 0;
+
+/// The engine's tables as they were at a cut, until they are written.
+#[derive(Debug)]
+pub(crate) struct Frozen {
+    frames: VecDeque<(PartitionId, Frames)>,
+    sessions: Shards<SessionId, Session>,
+    timers: Shards<TimerId, (Time, u64)>,
+    effects: Shards<EffectId, Outstanding>,
+    /// The next table and its next shard.
+    at: (usize, usize),
+}
+
+impl Frozen {
+    pub(crate) fn new<'a>(
+        frames: impl Iterator<Item = (PartitionId, &'a Frames)>,
+        sessions: &Sessions,
+        timers: &Timers,
+        effects: &Effects,
+    ) -> Self {
+        let frames = frames.filter(|(_, frames)| !frames.is_empty());
+        Self {
+            frames: frames.map(|(to, frames)| (to, frames.clone())).collect(),
+            sessions: sessions.share(),
+            timers: timers.share(),
+            effects: effects.share(),
+            at: (0, 0),
+        }
+    }
+
+    /// Writes entries until `out` is `limit` bytes long; false when none is left.
+    pub(crate) fn write(&mut self, out: &mut Vec<u8>, limit: usize) -> bool {
+        while out.len() < limit {
+            if let Some((to, frames)) = self.frames.front_mut() {
+                let to = *to;
+                put_entry(out, "frames", |out| {
+                    put_varint(out, u64::from(to.0));
+                    frames.save_chunk(out);
+                });
+                if frames.is_empty() {
+                    self.frames.pop_front();
+                }
+                continue;
+            }
+            let (table, shard) = self.at;
+            self.at = if shard + 1 < SHARDS { (table, shard + 1) } else { (table + 1, 0) };
+            match table {
+                0 => put_shard(out, "sessions", self.sessions.shard(shard), Sessions::save),
+                1 => put_shard(out, "timers", self.timers.shard(shard), Timers::save),
+                2 => put_shard(out, "effects", self.effects.shard(shard), Effects::save),
+                _ => return false,
+            }
+        }
+        true
+    }
+}
+
+fn put_shard<K, V>(
+    out: &mut Vec<u8>,
+    table: &str,
+    shard: &BTreeMap<K, V>,
+    save: fn(&BTreeMap<K, V>, &mut Vec<u8>),
+) {
+    if !shard.is_empty() {
+        put_entry(out, table, |out| save(shard, out));
+    }
+}
+
+fn put_entry(out: &mut Vec<u8>, table: &str, fill: impl FnOnce(&mut Vec<u8>)) {
+    out.extend_from_slice(&ENGINE.to_le_bytes());
+    put_bytes(out, table.as_bytes());
+    let at = out.len();
+    // Length, then codec and schema, which mean nothing here.
+    out.extend_from_slice(&[0; 7]);
+    fill(out);
+    let len = (out.len() - at - 4) as u32;
+    out[at..at + 4].copy_from_slice(&len.to_le_bytes());
+}
 
 /// An input that was set aside, with its evidence.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,9 +186,9 @@ pub fn inspect_header(header: &[u8]) -> Result<HeaderSummary, Malformed> {
         let from = PartitionId(reader.varint("incoming channel")? as u16);
         summary.received.push((from, Ssn(reader.varint("received")?)));
     }
-    Sessions::load(reader)?;
-    Timers::load(reader)?;
-    summary.effects = Effects::load(reader)?.iter().count();
+    reader.varint("sessions forgotten at")?;
+    reader.varint("timer count")?;
+    summary.effects = reader.varint("effects")? as usize;
     for _ in 0..reader.varint("marks")? {
         reader.u64("mark")?;
         reader.varint("mark count")?;

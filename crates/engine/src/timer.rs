@@ -4,6 +4,8 @@
 //! table in the run that consumes it, so that one reset or cancelled before it in the log is void
 //! by construction.
 
+use crate::shards::{Shards, Spread};
+use rallypoint_base::hash::xxh3;
 use rallypoint_base::time::Time;
 use rallypoint_base::wire::{Malformed, Reader, put_bytes, put_varint};
 use std::collections::BTreeMap;
@@ -16,10 +18,16 @@ pub(crate) struct TimerId {
     pub(crate) name: String,
 }
 
+impl Spread for TimerId {
+    fn spread(&self) -> u64 {
+        xxh3(self.key.as_bytes())
+    }
+}
+
 /// The timers of one partition.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Timers {
-    by_id: BTreeMap<TimerId, (Time, u64)>,
+    by_id: Shards<TimerId, (Time, u64)>,
     due: BTreeMap<(Time, u64), TimerId>,
     last_set: u64,
 }
@@ -58,10 +66,18 @@ impl Timers {
         }
     }
 
-    pub(crate) fn save(&self, out: &mut Vec<u8>) {
-        put_varint(out, self.last_set);
-        put_varint(out, self.by_id.len() as u64);
-        for (id, (at, set)) in &self.by_id {
+    /// The table as it is now, for a snapshot.
+    pub(crate) fn share(&self) -> Shards<TimerId, (Time, u64)> {
+        self.by_id.clone()
+    }
+
+    pub(crate) fn restored(last_set: u64) -> Self {
+        Self { last_set, ..Self::default() }
+    }
+
+    pub(crate) fn save(shard: &BTreeMap<TimerId, (Time, u64)>, out: &mut Vec<u8>) {
+        put_varint(out, shard.len() as u64);
+        for (id, (at, set)) in shard {
             out.extend_from_slice(&id.kind.to_le_bytes());
             put_bytes(out, id.key.as_bytes());
             put_bytes(out, id.name.as_bytes());
@@ -70,8 +86,7 @@ impl Timers {
         }
     }
 
-    pub(crate) fn load(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        let mut timers = Self { last_set: reader.varint("timer count")?, ..Self::default() };
+    pub(crate) fn load(&mut self, reader: &mut Reader<'_>) -> Result<(), Malformed> {
         for _ in 0..reader.varint("timers")? {
             let id = TimerId {
                 kind: reader.u32("timer kind")?,
@@ -80,9 +95,9 @@ impl Timers {
             };
             let at = Time(reader.varint("timer time")?);
             let set = reader.varint("timer set")?;
-            timers.due.insert((at, set), id.clone());
-            timers.by_id.insert(id, (at, set));
+            self.due.insert((at, set), id.clone());
+            self.by_id.insert(id, (at, set));
         }
-        Ok(timers)
+        Ok(())
     }
 }

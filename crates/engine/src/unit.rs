@@ -581,6 +581,7 @@ impl<D: Disk> Unit<D> {
         }
         let mut unreadable = None;
         for link in chain {
+            partition.begin_content();
             let mut load = |bytes: &[u8]| match partition.load_content(bytes) {
                 Err(error @ ReplayError::State { .. }) => {
                     unreadable = Some(error);

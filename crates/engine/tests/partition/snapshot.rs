@@ -1,11 +1,14 @@
 //! A checkpoint is the state at its cut, and loses nothing that was gated there.
 
-use crate::common::actors::{Account, Bank, Call, Caller, Counter, Trouble, Troublemaker};
+use crate::common::actors::{Account, Bank, Call, Caller, Clock, Counter, Tick, Trouble, Troublemaker};
 use crate::common::{Client, World, chaos_step, every_actor, heal, message, session};
 use rallypoint_base::id::Version;
+use rallypoint_base::time::Time;
+use rallypoint_base::wire::Reader;
 use rallypoint_engine::command::Outbox;
-use rallypoint_engine::partition::{Limits, Partition};
+use rallypoint_engine::partition::{Ending, Limits, Partition};
 use rallypoint_engine::snapshot::inspect_header;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// 1,000 gated outputs: 400 replies, 300 of them with an effect or a frame besides.
@@ -171,6 +174,103 @@ fn a_checkpoint_written_in_pieces_while_actors_change_is_the_state_at_its_cut() 
         (full, increments) = (full + f, increments + i);
     }
     assert!(full > 30 && increments > 80, "{full} full, {increments} increments");
+}
+
+/// What a partition would write of the engine's tables now: table, then each entry of it.
+fn tables(mut partition: Partition, now: Time) -> BTreeMap<String, Vec<u8>> {
+    let (mut out, mut content) = (Outbox::default(), Vec::new());
+    partition.go_live(now, &Ending::default(), &mut out);
+    partition.request_checkpoint(now, &mut out);
+    assert!(partition.is_checkpointing());
+    while partition.write_snapshot(&mut content, usize::MAX).unwrap() {}
+    let (mut reader, mut tables) = (Reader::new(&content), BTreeMap::<String, Vec<u8>>::new());
+    while !reader.is_empty() {
+        let kind = reader.u32("kind").unwrap();
+        let key = String::from_utf8(reader.bytes("key").unwrap().to_vec()).unwrap();
+        let len = reader.u32("length").unwrap();
+        let state = reader.take(len as usize, "state").unwrap();
+        if kind != 0 {
+            continue;
+        }
+        let table = tables.entry(key.clone()).or_default();
+        if key == "frames" {
+            // However they are cut into chunks.
+            let mut frames = Reader::new(&state[3..]);
+            frames.varint("to").unwrap();
+            frames.varint("count").unwrap();
+            table.extend_from_slice(frames.rest());
+        } else {
+            table.extend_from_slice(state);
+        }
+    }
+    tables
+}
+
+#[test]
+fn the_tables_of_a_checkpoint_written_in_pieces_are_those_at_its_cut() {
+    let mut checkpoints = 0;
+    for seed in 0..8 {
+        println!("seed {seed}");
+        let limits = Limits { chain_length: 3, small_image_bytes: 0, ..Limits::default() };
+        let mut world = World::with(2, seed, limits, crate::common::pessimistic);
+        // Frames to it stay.
+        world.crash(1);
+        let (here, there) = (world.key_on(0, "a"), world.key_on(1, "a"));
+        let mut seq = 0;
+        let mut add = |world: &mut World| {
+            seq += 1;
+            let from = session(world.random.below(40));
+            match world.random.below(4) {
+                0 => {
+                    world.input::<Account>(from, seq, &here, &Bank::Transfer { to: there.clone(), amount: 1 })
+                }
+                1 => {
+                    let timeout = Duration::from_secs(3600);
+                    world.input::<Caller>(from, seq, &here, &Call { count: 3, timeout });
+                }
+                2 => {
+                    let name = format!("t{}", world.random.below(300));
+                    let after = Duration::from_secs(9999);
+                    world.input::<Clock>(from, seq, &here, &Tick::Set { name, after });
+                }
+                _ => {
+                    let name = format!("t{}", world.random.below(300));
+                    world.input::<Clock>(from, seq, &here, &Tick::Cancel { name });
+                }
+            }
+        };
+        for _ in 0..20 {
+            for _ in 0..world.random.below(60) {
+                add(&mut world);
+            }
+            world.request_checkpoint(0);
+            let cut = world.partition(0).log_tail();
+            while world.write_piece(0, 200) {
+                for _ in 0..world.random.below(3) {
+                    add(&mut world);
+                }
+            }
+            world.sync(0);
+            assert!(world.nodes[0].writing.is_none());
+            // Whatever the tables hold, they are in the content, which has no limit.
+            assert!(world.nodes[0].images.last().unwrap().header.len() < 100);
+            let loaded = world.recover(0, 0).unwrap();
+            let images = std::mem::take(&mut world.nodes[0].images);
+            let replayed = world.recover(0, cut.0 as usize).unwrap();
+            world.nodes[0].images = images;
+            assert_eq!(loaded.unacknowledged_bytes(), replayed.unacknowledged_bytes());
+            let (loaded, replayed) = (tables(loaded, world.now), tables(replayed, world.now));
+            assert_eq!(loaded.keys().collect::<Vec<_>>(), replayed.keys().collect::<Vec<_>>());
+            for (table, bytes) in &loaded {
+                assert!(*bytes == replayed[table], "seed {seed}, cut at {cut}: {table} differs");
+            }
+            checkpoints += u32::from(loaded.len() == 4);
+            if world.random.chance(1, 5) {
+                world.bounce(0);
+            }
+        }
+    }
+    assert!(checkpoints > 100, "{checkpoints} had all four tables");
 }
 
 #[test]

@@ -115,7 +115,7 @@ impl Actor for Relay {
         self.0 += 1;
         if !way.is_empty() {
             let next = way.remove(0);
-            cx.send::<Relay>(&next, &way);
+            cx.send::<Self>(&next, &way);
         }
         Ok(())
     }

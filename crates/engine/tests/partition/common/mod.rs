@@ -270,6 +270,7 @@ impl World {
             partition.restore(newest.version, &newest.header)?;
         }
         for image in chain {
+            partition.begin_content();
             let mut rest = &image.content[..];
             while !rest.is_empty() {
                 let (piece, next) = rest.split_at(pieces.range(1, 400).min(rest.len() as u64) as usize);
