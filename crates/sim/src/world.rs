@@ -1118,7 +1118,8 @@ impl World {
         let now = self.clock(self.directories[directory].worker);
         let (map, application) = (self.map.clone(), self.application.clone());
         let options = self.settings.options;
-        let unit = Unit::create(disks, identity, options, map, application, &witness, now, exit)?;
+        let mut unit = Unit::create(disks, identity, options, map, application, &witness, now, exit)?;
+        unit.open_event_log(now, &OpenReport::default(), false);
         self.directories[directory].unit = Some(unit);
         self.directories[directory].created = true;
         Ok(())
@@ -1148,7 +1149,7 @@ impl World {
             restoring: None,
         };
         let opened = Unit::open(disks, options, self.application.clone(), &factory, &how, now, exit);
-        let (unit, report) = match opened {
+        let (mut unit, report) = match opened {
             // The creation never came to its end: nothing was ever acknowledged here.
             Err(OpenError::Store(StoreError::Unfinished { .. } | StoreError::Missing { .. }))
                 if self.directories[directory].low == 0 && self.directories[directory].busy == 0 =>
@@ -1164,6 +1165,7 @@ impl World {
         self.tally.by("careful mode", u64::from(suspects));
         self.tally.by("opened degraded", u64::from(degraded));
         self.count_opening(directory, &unit, &report);
+        unit.open_event_log(now, &report, false);
         self.directories[directory].unit = Some(unit);
         Ok(())
     }
