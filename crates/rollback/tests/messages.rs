@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 use rallypoint_base::id::{Epoch, PartitionId, Position, Ssn, Version};
+use rallypoint_base::time::Time;
 use rallypoint_rollback::cut::{Cut, History, LocalState, Point};
 use rallypoint_rollback::independent::{Coordinator, Independent, Message, Recovery};
 use rallypoint_rollback::protocol::{Channels, Command, Event, Peer, Protocol};
@@ -191,6 +192,32 @@ fn a_coordinator_without_a_stable_record_has_decided_nothing() {
         fourth.recover([], &mut out).unwrap();
         assert_eq!(told(&out), ordered, "what was saved stands for the records");
     }
+}
+
+#[test]
+fn a_coordinator_that_was_restarted_asks_until_everyone_has_told_what_it_has() {
+    let ids = [PartitionId(0), PartitionId(1)];
+    let record = Recovery { epoch: Epoch(1), line: ids.map(|id| (id, Point::Stable(Version(0)))).into() };
+    let mut coordinator = Coordinator::new(ids);
+    coordinator.recover([&record.encode()[..]], &mut Vec::new()).unwrap();
+    for id in [0, 1] {
+        to_coordinator(&mut coordinator, id, &Message::RolledBack { round: Epoch(1) });
+    }
+    assert!(coordinator.is_idle());
+    // What it said then was lost. Partition 1 has nothing new: by itself it says nothing.
+    let first = history(vec![(1, 1, 0, 0, 0)]);
+    to_coordinator(&mut coordinator, 0, &Message::Announce { epoch: Epoch(1), history: first.clone() });
+    let tick = |coordinator: &mut Coordinator, seconds: u64| {
+        let mut out = Vec::new();
+        coordinator.handle(Event::Tick { now: Time(seconds * 1_000_000_000) }, &mut out);
+        assert!(out.is_empty() || out.iter().any(|command| matches!(command, Command::SetTimer { .. })));
+        told(&out).into_iter().map(|(to, _)| to).collect::<Vec<_>>()
+    };
+    assert_eq!(tick(&mut coordinator, 1), [Peer::Partition(ids[1])]);
+    assert_eq!(tick(&mut coordinator, 2), [Peer::Partition(ids[1])]);
+    to_coordinator(&mut coordinator, 1, &Message::Announce { epoch: Epoch(1), history: first });
+    assert_eq!(tick(&mut coordinator, 3), []);
+    assert_eq!(coordinator.stable()[&ids[1]], Version(1));
 }
 
 #[test]

@@ -1456,7 +1456,12 @@ impl World {
                     let partitions = unit.partitions().map(|p| {
                         let (id, gated, bytes) = (p.id(), p.gated(), p.unacknowledged_bytes());
                         let wait = p.next_deadline().since(self.now);
-                        format!("{id} {} gated {gated} kept {bytes} next {wait:?}", p.epoch())
+                        let (runs, writing) = (p.runs_since_cut(), p.is_checkpointing());
+                        format!(
+                            "{id} {} at {} with {runs} since the cut, writing {writing}, gated {gated} kept {bytes} next {wait:?}",
+                            p.epoch(),
+                            p.position()
+                        )
                     });
                     partitions.collect::<Vec<_>>().join("; ")
                 }

@@ -44,6 +44,8 @@ pub struct Coordinator {
     /// While gathering: the reports of this round. While idle: what was announced since.
     histories: Histories,
     stable: BTreeMap<PartitionId, Version>,
+    /// Those that have told nothing since a restart: what is known of them is only their beginning.
+    untold: BTreeSet<PartitionId>,
     phase: Phase,
     /// The newest recovery that is stable.
     decided: Option<Recovery>,
@@ -110,6 +112,7 @@ impl Coordinator {
             floor: Epoch(0),
             histories: Histories::new(),
             stable: BTreeMap::new(),
+            untold: BTreeSet::new(),
             phase: Phase::Idle,
             decided: None,
             no_line: None,
@@ -178,6 +181,7 @@ impl Coordinator {
         match message {
             Message::Announce { epoch, history } => {
                 if epoch == self.epoch && self.is_idle() {
+                    self.untold.remove(&from);
                     self.histories.insert(from, history);
                     self.advance(Some(from), out);
                 }
@@ -209,6 +213,7 @@ impl Coordinator {
     fn begin(&mut self, out: &mut Vec<Command>) {
         self.epoch = self.epoch.max(self.floor).next();
         self.histories.clear();
+        self.untold.clear();
         self.no_line = None;
         self.phase = Phase::Gathering;
         self.send_round(out);
@@ -301,14 +306,22 @@ impl Coordinator {
         for &partition in &self.partitions {
             // After a restart nothing is known. One that has no checkpoint will not announce any, so
             // its initial state must count: with it the line is at worst too low.
-            self.histories.entry(partition).or_insert_with(History::initial);
+            if !self.histories.contains_key(&partition) {
+                self.histories.insert(partition, History::initial());
+                self.untold.insert(partition);
+            }
             self.send(partition, &Message::Resume { round: self.epoch }, out);
         }
         self.advance(None, out);
         // Also those whose line did not move must hear what we know of them: a coordinator that
-        // was restarted knows nothing, and they will announce again.
+        // was restarted knows nothing, and they will announce again. (Who has nothing new does so
+        // only when asked, so it is asked until it does.)
         for &partition in &self.partitions {
             self.send_stable(partition, out);
+        }
+        if !self.untold.is_empty() {
+            self.resend_at = self.now + RESEND;
+            out.push(Command::SetTimer { at: self.resend_at });
         }
     }
 
@@ -354,7 +367,9 @@ impl Coordinator {
                     self.send(partition, &Message::RollBack { round, point }, out);
                 }
             }
-            Phase::Idle | Phase::Persisting(_) => return,
+            Phase::Idle if self.untold.is_empty() => return,
+            Phase::Idle => self.untold.iter().for_each(|&partition| self.send_stable(partition, out)),
+            Phase::Persisting(_) => return,
         }
         self.resend_at = self.now + RESEND;
         out.push(Command::SetTimer { at: self.resend_at });
