@@ -306,10 +306,10 @@ impl Coordinator {
         for &partition in &self.partitions {
             // After a restart nothing is known. One that has no checkpoint will not announce any, so
             // its initial state must count: with it the line is at worst too low.
-            if !self.histories.contains_key(&partition) {
-                self.histories.insert(partition, History::initial());
+            self.histories.entry(partition).or_insert_with(|| {
                 self.untold.insert(partition);
-            }
+                History::initial()
+            });
             self.send(partition, &Message::Resume { round: self.epoch }, out);
         }
         self.advance(None, out);
