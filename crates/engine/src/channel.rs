@@ -20,7 +20,7 @@ pub(crate) struct Frame {
     /// The run that sent it.
     pub(crate) position: Position,
     /// As it travels: parcel (len, bytes), piggyback (len, bytes).
-    pub(crate) bytes: Box<[u8]>,
+    pub(crate) bytes: Arc<[u8]>,
 }
 
 /// Frames in a chunk: the first change after a cut copies one chunk.
@@ -54,8 +54,12 @@ impl Frames {
 
     /// Takes the first one away; gives its bytes' number.
     pub(crate) fn pop(&mut self) -> Option<usize> {
-        let first = self.chunks.front()?;
+        let first = self.chunks.front_mut()?;
         let bytes = first.get(self.gone)?.bytes.len();
+        // Not only when the whole chunk goes, unless a snapshot still wants it.
+        if let Some(own) = Arc::get_mut(first) {
+            own[self.gone].bytes = Arc::default();
+        }
         self.gone += 1;
         self.len -= 1;
         if self.gone == first.len() {
@@ -71,15 +75,14 @@ impl Frames {
         self.chunks.get(at / CHUNK)?.get(at % CHUNK)
     }
 
-    /// Takes the next chunk away and writes it: how many, then position and bytes of each.
-    pub(crate) fn save_chunk(&mut self, out: &mut Vec<u8>) {
-        let Some(chunk) = self.chunks.pop_front() else { return };
-        let frames = &chunk[std::mem::take(&mut self.gone)..];
-        self.len -= frames.len();
-        put_varint(out, frames.len() as u64);
-        for frame in frames {
+    /// Takes frames away and writes position and bytes of each until `out` is `limit` long.
+    pub(crate) fn save(&mut self, out: &mut Vec<u8>, limit: usize) {
+        while out.len() < limit
+            && let Some(frame) = self.get(0)
+        {
             put_varint(out, frame.position.0);
             put_bytes(out, &frame.bytes);
+            self.pop();
         }
     }
 }
@@ -143,11 +146,11 @@ impl Outgoing {
         Ok(Self { sent, acknowledged, transmitted: acknowledged, kept_bytes, ..Self::default() })
     }
 
-    /// Reads what [`Frames::save_chunk`] wrote, behind what was read before.
+    /// Reads what [`Frames::save`] wrote, behind what was read before.
     pub(crate) fn load_frames(&mut self, reader: &mut Reader<'_>) -> Result<(), Malformed> {
-        for _ in 0..reader.varint("frames")? {
+        while !reader.is_empty() {
             let position = Position(reader.varint("frame position")?);
-            let bytes: Box<[u8]> = reader.bytes("frame")?.into();
+            let bytes: Arc<[u8]> = reader.bytes("frame")?.into();
             self.kept.push(Frame { position, bytes });
         }
         Ok(())

@@ -14,7 +14,7 @@ use rallypoint_base::random::mix;
 use rallypoint_base::time::Time;
 use rallypoint_base::wire::{Malformed, Reader, put_bytes, put_varint};
 use serde::de::DeserializeOwned;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// The idempotency key of an effect. Its text form is what goes to the outside.
@@ -141,23 +141,20 @@ impl Effects {
         self.outstanding.clone()
     }
 
-    pub(crate) fn save(shard: &BTreeMap<EffectId, Outstanding>, out: &mut Vec<u8>) {
-        put_varint(out, shard.len() as u64);
-        for ((epoch, position, index), effect) in shard {
-            put_varint(out, u64::from(epoch.0));
-            put_varint(out, position.0);
-            put_varint(out, u64::from(*index));
-            out.extend_from_slice(&effect.kind.to_le_bytes());
-            put_bytes(out, effect.key.as_bytes());
-            put_varint(out, effect.token);
-            put_bytes(out, effect.name.as_bytes());
-            put_bytes(out, &effect.payload);
-            put_varint(out, effect.deadline.0);
-        }
+    pub(crate) fn save((epoch, position, index): &EffectId, effect: &Outstanding, out: &mut Vec<u8>) {
+        put_varint(out, u64::from(epoch.0));
+        put_varint(out, position.0);
+        put_varint(out, u64::from(*index));
+        out.extend_from_slice(&effect.kind.to_le_bytes());
+        put_bytes(out, effect.key.as_bytes());
+        put_varint(out, effect.token);
+        put_bytes(out, effect.name.as_bytes());
+        put_bytes(out, &effect.payload);
+        put_varint(out, effect.deadline.0);
     }
 
     pub(crate) fn load(&mut self, reader: &mut Reader<'_>) -> Result<(), Malformed> {
-        for _ in 0..reader.varint("effects")? {
+        while !reader.is_empty() {
             let epoch = Epoch(reader.varint("effect epoch")? as u32);
             let position = Position(reader.varint("effect position")?);
             let index = reader.varint("effect index")? as u32;

@@ -19,7 +19,7 @@
 //!
 //! Source: design: speculation with gated outputs; receiver-based message logging with group commit.
 
-use crate::channel::{Frame, Frames, Incoming as InChannel, Outgoing};
+use crate::channel::{Frame, Incoming as InChannel, Outgoing};
 use crate::codec::Encoded;
 use crate::command::{Command, Notice, Outbox, Outcome, Receipt, Turned};
 use crate::effect::{EffectKey, EffectOutcome, EffectValue, Effects, Outstanding};
@@ -167,6 +167,18 @@ pub enum ReplayError {
     },
 }
 
+impl ReplayError {
+    /// Which partition it is about.
+    #[must_use]
+    pub fn partition(&self) -> PartitionId {
+        match self {
+            Self::Diverged { partition, .. }
+            | Self::Malformed { partition, .. }
+            | Self::State { partition, .. } => *partition,
+        }
+    }
+}
+
 enum Gated {
     Reply { session: SessionId, seq: InputSeq },
     Answer { session: SessionId, seq: InputSeq, outcome: Outcome, bytes: Box<[u8]> },
@@ -294,6 +306,8 @@ pub struct Partition {
     leftover: Vec<u8>,
     /// A checkpoint was read, and nobody has looked whether all of it came.
     unproven: bool,
+    /// What is being read is the newest link.
+    takes_tables: bool,
 }
 
 impl Partition {
@@ -360,6 +374,7 @@ impl Partition {
             witness,
             leftover: Vec::new(),
             unproven: false,
+            takes_tables: true,
         }
     }
 
@@ -453,6 +468,11 @@ impl Partition {
 
     // ---------------------------------------------------------------- restore and replay
 
+    /// The log holds records up to here that this partition will not read: it has stopped.
+    pub(crate) fn skip_log(&mut self, position: Position) {
+        self.log_tail = self.log_tail.max(position);
+    }
+
     /// Tells the witness that a restore begins (or has ended).
     pub(crate) fn restoring(&mut self, version: Option<Version>) {
         match version {
@@ -515,13 +535,14 @@ impl Partition {
         Ok(())
     }
 
-    /// The content of the next link of a chain follows: the engine's tables of the one before were
-    /// those of an older state.
-    pub fn begin_content(&mut self) {
-        self.sessions = Sessions::restored(self.sessions.forgotten_at());
-        self.timers = Timers::restored(self.timers.last_set());
-        self.effects = Effects::default();
-        self.outgoing.values_mut().for_each(|channel| channel.kept = Frames::default());
+    /// The content of the next link of a chain follows. Only the newest one's tables count: those of
+    /// the others are of an older state.
+    ///
+    /// # Errors
+    /// [`ReplayError::Malformed`] when the link before ended inside an entry.
+    pub fn begin_content(&mut self, newest: bool) -> Result<(), ReplayError> {
+        self.takes_tables = newest;
+        self.no_leftover()
     }
 
     fn load_table(&mut self, table: &str, bytes: &[u8]) -> Result<(), Malformed> {
@@ -532,8 +553,9 @@ impl Partition {
             "effects" => self.effects.load(reader),
             "frames" => {
                 let to = PartitionId(reader.varint("frames to")? as u16);
-                // Of a link that is not the newest: the header knows of no such channel yet, or more.
-                self.outgoing.entry(to).or_default().load_frames(reader)
+                let unknown =
+                    Malformed { field: "frames of a channel that the header does not know", offset: 0 };
+                self.outgoing.get_mut(&to).ok_or(unknown)?.load_frames(reader)
             }
             _ => Err(Malformed { field: "table of a newer release", offset: 0 }),
         }
@@ -561,6 +583,10 @@ impl Partition {
                 error,
             })?;
             let Some((entry, len)) = split else { break };
+            if entry.kind == ENGINE && !self.takes_tables {
+                at += len;
+                continue;
+            }
             if entry.kind == ENGINE {
                 self.load_table(entry.key, entry.state.bytes).map_err(|error| ReplayError::Malformed {
                     partition: id,
@@ -599,6 +625,10 @@ impl Partition {
             let what = "checkpoint content".into();
             return Err(ReplayError::Malformed { partition: self.setup.id, what, error });
         }
+        self.no_leftover()
+    }
+
+    fn no_leftover(&self) -> Result<(), ReplayError> {
         if self.leftover.is_empty() {
             return Ok(());
         }
@@ -709,12 +739,13 @@ impl Partition {
     pub fn go_live(&mut self, now: Time, ending: &Ending, out: &mut Outbox) {
         self.advance(now);
         self.live = true;
+        if self.stopped {
+            return; // after a divergence the state is not one that may be seen
+        }
         if let Err(error) = self.content_is_whole() {
             self.stopped = true;
             out.commands.push(Command::Notice(Notice::Diverged { detail: error.to_string() }));
-        }
-        if self.stopped {
-            return; // after a divergence the state is not one that may be seen
+            return;
         }
         self.durable = self.log_tail;
         self.begin_again();
@@ -1000,12 +1031,15 @@ impl Partition {
             out.commands.push(Command::Notice(Notice::ImpossibleReceipt { from }));
         }
         self.unacknowledged_bytes += channel.kept_bytes;
-        if receipt.pressure > 0 || channel.pressure.0 > 0 {
-            // It is repeated as long as it is true; one that falls silent presses nobody.
-            channel.pressure = (receipt.pressure, self.now + self.setup.limits.retransmit_after * 2);
+        // It is repeated as long as it is true; one that falls silent presses nobody.
+        let said = (receipt.pressure, self.now + self.setup.limits.retransmit_after * 2);
+        let before = std::mem::replace(&mut channel.pressure, said).0;
+        if said.0 > 0 && said.0 >= self.peers_pressure.0 {
+            self.peers_pressure = said;
+        } else if before > 0 && before == self.peers_pressure.0 {
             self.weigh_pressure();
         }
-        if self.pressure > 0 {
+        if self.pressure_now() != self.pressure {
             self.flush(out);
         }
     }
@@ -1191,6 +1225,9 @@ impl Partition {
 
     /// Writes down an orderly stop: nothing was running, nothing is suspect.
     pub fn append_stop(&mut self, out: &mut Outbox) {
+        if self.stopped || !self.live {
+            return; // its log goes on behind what was replayed
+        }
         self.position = self.position.next();
         self.append(kind::STOP, out, |_| {});
     }
@@ -1806,6 +1843,7 @@ impl Partition {
         self.checkpoint.runs_cut = std::mem::take(&mut self.checkpoint.runs);
         self.checkpoint.bytes = 0;
         self.checkpoint.written = 0;
+        self.checkpoint.large = Large::default();
         if full {
             self.checkpoint.base = None;
         }
@@ -1944,6 +1982,9 @@ impl Partition {
     /// Drops what was set aside by the run at `position` (by an administrator), and writes that down:
     /// it stays dropped once the record is durable. False when there is none.
     pub fn drop_set_aside(&mut self, position: Position, out: &mut Outbox) -> bool {
+        if self.stopped || !self.live {
+            return false;
+        }
         let before = self.set_aside.len();
         self.set_aside.retain(|entry| entry.position != position);
         let dropped = before != self.set_aside.len();
@@ -1971,7 +2012,7 @@ fn verdict_of(outcome: Outcome) -> Verdict {
     }
 }
 
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "(no message)".into())
 }

@@ -17,7 +17,7 @@ use rallypoint_base::limits::SESSION_TTL;
 use rallypoint_base::random::mix;
 use rallypoint_base::time::Time;
 use rallypoint_base::wire::{Malformed, Reader, put_bytes, put_varint};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 /// A reply that a client may ask for again.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,37 +125,49 @@ impl Sessions {
         self.sessions.clone()
     }
 
-    pub(crate) fn save(shard: &BTreeMap<SessionId, Session>, out: &mut Vec<u8>) {
-        put_varint(out, shard.len() as u64);
-        for (id, session) in shard {
-            out.extend_from_slice(&id.0.to_le_bytes());
-            put_varint(out, session.acknowledged_below.0);
-            put_varint(out, session.seen.0);
-            put_varint(out, session.kept.len() as u64);
-            for kept in &session.kept {
-                put_varint(out, kept.seq.0);
-                put_varint(out, kept.position.0);
-                out.push(kept.outcome);
-                put_bytes(out, &kept.bytes);
-            }
+    /// Writes a session from the reply at `from` on until `out` is `limit` long; gives the reply to go
+    /// on from, if some are left. What follows of a session begins like the session.
+    pub(crate) fn save(
+        id: SessionId,
+        session: &Session,
+        from: usize,
+        out: &mut Vec<u8>,
+        limit: usize,
+    ) -> Option<usize> {
+        let mut end = from;
+        let mut bytes = 0;
+        while end < session.kept.len() && (end == from || out.len() + bytes < limit) {
+            bytes += session.kept[end].bytes.len();
+            end += 1;
         }
+        out.extend_from_slice(&id.0.to_le_bytes());
+        put_varint(out, session.acknowledged_below.0);
+        put_varint(out, session.seen.0);
+        put_varint(out, (end - from) as u64);
+        for kept in session.kept.range(from..end) {
+            put_varint(out, kept.seq.0);
+            put_varint(out, kept.position.0);
+            out.push(kept.outcome);
+            put_bytes(out, &kept.bytes);
+        }
+        (end < session.kept.len()).then_some(end)
     }
 
     pub(crate) fn load(&mut self, reader: &mut Reader<'_>) -> Result<(), Malformed> {
-        for _ in 0..reader.varint("sessions")? {
+        while !reader.is_empty() {
             let id = SessionId(reader.u64("session")?);
             let acknowledged_below = InputSeq(reader.varint("acknowledged below")?);
             let seen = Time(reader.varint("session seen")?);
-            let mut kept = VecDeque::new();
+            let make = || Session { acknowledged_below, seen, kept: VecDeque::new() };
+            let session = self.sessions.get_or_insert_with(id, make);
             for _ in 0..reader.varint("kept replies")? {
-                kept.push_back(Kept {
+                session.kept.push_back(Kept {
                     seq: InputSeq(reader.varint("reply seq")?),
                     position: Position(reader.varint("reply position")?),
                     outcome: reader.u8("reply outcome")?,
                     bytes: reader.bytes("reply")?.into(),
                 });
             }
-            self.sessions.insert(id, Session { acknowledged_below, seen, kept });
         }
         Ok(())
     }
@@ -188,7 +200,6 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shards::SHARDS;
 
     fn kept(seq: u64) -> Kept {
         Kept {
@@ -223,10 +234,22 @@ mod tests {
         let mut sessions = Sessions::default();
         sessions.keep(Time(9), SessionId(7), InputSeq(1), kept(1));
         let mut loaded = Sessions::restored(sessions.forgotten_at());
-        for at in 0..SHARDS {
+        for seq in 2..=100 {
+            sessions.keep(Time(9), SessionId(7), InputSeq(1), kept(seq));
+        }
+        let shared = sessions.share();
+        let (mut pieces, mut from) = (0, Some(0));
+        while let Some(at) = from {
             let mut bytes = Vec::new();
-            Sessions::save(sessions.share().shard(at), &mut bytes);
+            let session = shared.get(&SessionId(7)).unwrap();
+            from = Sessions::save(SessionId(7), session, at, &mut bytes, 100);
+            assert!(bytes.len() < 300, "{}", bytes.len());
             loaded.load(&mut Reader::new(&bytes)).unwrap();
+            pieces += 1;
+        }
+        assert!(pieces > 10);
+        for seq in 1..=100 {
+            assert_eq!(loaded.kept(SessionId(7), InputSeq(seq)), Some(&kept(seq)));
         }
         assert_eq!(loaded.kept(SessionId(7), InputSeq(1)), Some(&kept(1)));
     }

@@ -22,6 +22,7 @@ use rallypoint_base::id::{Epoch, PartitionId, Position, SessionId, Ssn};
 use rallypoint_base::time::Time;
 use rallypoint_base::wire::{Malformed, Reader, put_bytes, put_varint};
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 
 /// First byte of a header; another one is of a newer release.
 pub(crate) const HEADER_FORMAT: u8 = 2;
@@ -38,7 +39,14 @@ pub(crate) struct Frozen {
     effects: Shards<EffectId, Outstanding>,
     /// The next table and its next shard.
     at: (usize, usize),
+    /// In that shard, the last row written; of a session, the reply to go on from.
+    session: Option<(SessionId, Option<usize>)>,
+    timer: Option<TimerId>,
+    effect: Option<EffectId>,
 }
+
+/// Bytes of an entry, but for its last row.
+const PIECE: usize = 64 << 10;
 
 impl Frozen {
     pub(crate) fn new<'a>(
@@ -54,6 +62,9 @@ impl Frozen {
             timers: timers.share(),
             effects: effects.share(),
             at: (0, 0),
+            session: None,
+            timer: None,
+            effect: None,
         }
     }
 
@@ -62,9 +73,9 @@ impl Frozen {
         while out.len() < limit {
             if let Some((to, frames)) = self.frames.front_mut() {
                 let to = *to;
-                put_entry(out, "frames", |out| {
+                put_entry(out, "frames", |out, end| {
                     put_varint(out, u64::from(to.0));
-                    frames.save_chunk(out);
+                    frames.save(out, end);
                 });
                 if frames.is_empty() {
                     self.frames.pop_front();
@@ -72,36 +83,81 @@ impl Frozen {
                 continue;
             }
             let (table, shard) = self.at;
-            self.at = if shard + 1 < SHARDS { (table, shard + 1) } else { (table + 1, 0) };
-            match table {
-                0 => put_shard(out, "sessions", self.sessions.shard(shard), Sessions::save),
-                1 => put_shard(out, "timers", self.timers.shard(shard), Timers::save),
-                2 => put_shard(out, "effects", self.effects.shard(shard), Effects::save),
+            let more = match table {
+                0 => self.write_sessions(out, shard),
+                1 => put_rows(out, "timers", self.timers.shard(shard), &mut self.timer, Timers::save),
+                2 => put_rows(out, "effects", self.effects.shard(shard), &mut self.effect, Effects::save),
                 _ => return false,
+            };
+            if !more {
+                self.at = if shard + 1 < SHARDS { (table, shard + 1) } else { (table + 1, 0) };
+                (self.session, self.timer, self.effect) = (None, None, None);
             }
         }
         true
     }
-}
 
-fn put_shard<K, V>(
-    out: &mut Vec<u8>,
-    table: &str,
-    shard: &BTreeMap<K, V>,
-    save: fn(&BTreeMap<K, V>, &mut Vec<u8>),
-) {
-    if !shard.is_empty() {
-        put_entry(out, table, |out| save(shard, out));
+    /// One entry of a shard; false when the shard had none left.
+    fn write_sessions(&mut self, out: &mut Vec<u8>, shard: usize) -> bool {
+        let shard = self.sessions.shard(shard);
+        let begin = match self.session {
+            None => Bound::Unbounded,
+            Some((id, Some(_))) => Bound::Included(id),
+            Some((id, None)) => Bound::Excluded(id),
+        };
+        let mut rows = shard.range((begin, Bound::Unbounded)).peekable();
+        if rows.peek().is_none() {
+            return false;
+        }
+        put_entry(out, "sessions", |out, end| {
+            for (&id, session) in rows {
+                let from = self.session.filter(|(last, _)| *last == id).and_then(|(_, from)| from);
+                let rest = Sessions::save(id, session, from.unwrap_or(0), out, end);
+                self.session = Some((id, rest));
+                if rest.is_some() || out.len() >= end {
+                    break;
+                }
+            }
+        });
+        true
     }
 }
 
-fn put_entry(out: &mut Vec<u8>, table: &str, fill: impl FnOnce(&mut Vec<u8>)) {
+/// One entry of a shard with the rows behind `last`; false when there were none.
+fn put_rows<K: Ord + Clone, V>(
+    out: &mut Vec<u8>,
+    table: &str,
+    shard: &BTreeMap<K, V>,
+    last: &mut Option<K>,
+    save: fn(&K, &V, &mut Vec<u8>),
+) -> bool {
+    let begin = last.clone().map_or(Bound::Unbounded, Bound::Excluded);
+    let mut rows = shard.range((begin, Bound::Unbounded)).peekable();
+    if rows.peek().is_none() {
+        return false;
+    }
+    put_entry(out, table, |out, end| {
+        for (key, value) in rows {
+            save(key, value, out);
+            if out.len() >= end {
+                *last = Some(key.clone());
+                return;
+            }
+        }
+        *last = shard.last_key_value().map(|(key, _)| key.clone());
+    });
+    true
+}
+
+/// `fill` gets the buffer and the length at which the entry is long enough.
+fn put_entry(out: &mut Vec<u8>, table: &str, fill: impl FnOnce(&mut Vec<u8>, usize)) {
     out.extend_from_slice(&ENGINE.to_le_bytes());
     put_bytes(out, table.as_bytes());
     let at = out.len();
     // Length, then codec and schema, which mean nothing here.
     out.extend_from_slice(&[0; 7]);
-    fill(out);
+    let end = at + PIECE;
+    fill(out, end);
     let len = (out.len() - at - 4) as u32;
     out[at..at + 4].copy_from_slice(&len.to_le_bytes());
 }

@@ -15,13 +15,16 @@
 
 use crate::actor::{Actor, Cx, Signal};
 use crate::codec::{self, Codec, CodecError, Encoded};
+use crate::partition::panic_text;
 use crate::run::{Run, RunError};
 use crate::short::ShortBytes;
 use hashbrown::HashTable;
 use rallypoint_base::hash::xxh3;
 use rallypoint_base::limits::{ACTOR_BYTES, MESSAGE_BYTES};
 use rallypoint_base::wire::put_bytes;
+use std::any::type_name;
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// What is delivered to an actor.
 pub(crate) enum Incoming<'a> {
@@ -372,7 +375,13 @@ impl<A: Actor> Table for TypedTable<A> {
     }
 
     fn load(&mut self, key: &str, state: Encoded<'_>) -> Result<(), CodecError> {
-        let state = if state.schema == A::SCHEMA { state.decode()? } else { A::migrate(state)? };
+        // It is the application's own code, and must not take the whole directory with it.
+        let read = || if state.schema == A::SCHEMA { state.decode() } else { A::migrate(state) };
+        let state = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
+            let Encoded { codec, schema, bytes } = state;
+            let detail = format!("panicked: {}", panic_text(&*panic));
+            Err(CodecError::Decode { what: type_name::<A>(), codec, schema, len: bytes.len(), detail })
+        })?;
         let slot = self.find(key).unwrap_or_else(|| self.create(key));
         self.slot_mut(slot).state = state;
         Ok(())

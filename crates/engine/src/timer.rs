@@ -20,7 +20,7 @@ pub(crate) struct TimerId {
 
 impl Spread for TimerId {
     fn spread(&self) -> u64 {
-        xxh3(self.key.as_bytes())
+        xxh3(self.key.as_bytes()) ^ xxh3(self.name.as_bytes()).rotate_left(7) ^ u64::from(self.kind)
     }
 }
 
@@ -75,19 +75,16 @@ impl Timers {
         Self { last_set, ..Self::default() }
     }
 
-    pub(crate) fn save(shard: &BTreeMap<TimerId, (Time, u64)>, out: &mut Vec<u8>) {
-        put_varint(out, shard.len() as u64);
-        for (id, (at, set)) in shard {
-            out.extend_from_slice(&id.kind.to_le_bytes());
-            put_bytes(out, id.key.as_bytes());
-            put_bytes(out, id.name.as_bytes());
-            put_varint(out, at.0);
-            put_varint(out, *set);
-        }
+    pub(crate) fn save(id: &TimerId, (at, set): &(Time, u64), out: &mut Vec<u8>) {
+        out.extend_from_slice(&id.kind.to_le_bytes());
+        put_bytes(out, id.key.as_bytes());
+        put_bytes(out, id.name.as_bytes());
+        put_varint(out, at.0);
+        put_varint(out, *set);
     }
 
     pub(crate) fn load(&mut self, reader: &mut Reader<'_>) -> Result<(), Malformed> {
-        for _ in 0..reader.varint("timers")? {
+        while !reader.is_empty() {
             let id = TimerId {
                 kind: reader.u32("timer kind")?,
                 key: reader.text("timer key")?.to_owned(),

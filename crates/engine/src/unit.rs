@@ -528,17 +528,29 @@ impl<D: Disk> Unit<D> {
             }
             Ok::<(), OpenError>(())
         };
-        // Whoever is killed again and again for another reason is not to lose the last version over it.
+        // Whoever is killed again and again for another reason is not to lose the last version over it,
+        // nor the last one that the log still reaches back to.
+        let reach = checkpoints.chains_cut(log);
         let older = |version: Version| {
-            let mut others = checkpoints.versions(log).iter().map(|info| info.manifest.version);
-            others.any(|other| other < version && checkpoints.is_usable(log, other))
+            let mut others = checkpoints.versions(log).iter().map(|info| &info.manifest);
+            others.any(|other| {
+                other.version < version
+                    && other.position >= reach
+                    && checkpoints.is_usable(log, other.version)
+            })
         };
         let known = |version: &Version| checkpoints.version(log, *version).is_some();
         if let Some(version) = restoring.filter(known).filter(|&version| older(version)) {
             let detail = "the last holder ended while it restored this version".to_owned();
             failed(mounted, checkpoints, version, detail)?;
         }
-        while let Some(version) = checkpoints.newest(log) {
+        // Each version is tried once, the newest first.
+        let mut below = Version(u64::MAX);
+        loop {
+            let mut versions = checkpoints.versions(log).iter().rev().map(|info| info.manifest.version);
+            let next = versions.find(|&version| version < below && checkpoints.is_usable(log, version));
+            let Some(version) = next else { break };
+            below = version;
             member.partition.restoring(Some(version));
             let tried = Self::restore_version(mounted.copies(), checkpoints, &mut member.partition, version);
             member.partition.restoring(None);
@@ -546,6 +558,9 @@ impl<D: Disk> Unit<D> {
                 Ok((behind, error)) => {
                     restored = (Some(behind), error);
                     let known = checkpoints.version(log, version);
+                    if let Some(info) = known.filter(|_| restored.1.is_some()) {
+                        member.partition.skip_log(info.manifest.position);
+                    }
                     if restored.1.is_none() && known.is_some_and(|info| info.failed_restores > 0) {
                         checkpoints
                             .forgive_restores(mounted.copies(), log, version)
@@ -564,7 +579,8 @@ impl<D: Disk> Unit<D> {
         Ok(restored)
     }
 
-    /// Gives also why this program cannot make states out of what the version holds.
+    /// Gives also why this program cannot make a partition of the version's bytes, which are sound: a
+    /// kind is missing, or a newer release wrote it. An error is a version that cannot be read.
     fn restore_version(
         copies: &mut rallypoint_store::copies::Copies<D>,
         checkpoints: &mut CheckpointStore,
@@ -575,27 +591,27 @@ impl<D: Disk> Unit<D> {
         let header = checkpoints.read_header(copies, log, version).map_err(|e| e.to_string())?;
         let (behind, header) = Behind::split_off(&header).map_err(|e| e.to_string())?;
         let chain = checkpoints.chain(log, version).map_err(|e| e.to_string())?;
-        partition.restore(version, header).map_err(|e| e.to_string())?;
+        if let Err(error) = partition.restore(version, header) {
+            return Ok((behind, Some(error)));
+        }
         if let Some(full) = chain.first().and_then(|&full| checkpoints.version(log, full)) {
             partition.set_full_bytes(full.manifest.chunks.iter().map(|chunk| u64::from(chunk.len)).sum());
         }
-        let mut unreadable = None;
         for link in chain {
-            partition.begin_content();
-            let mut load = |bytes: &[u8]| match partition.load_content(bytes) {
-                Err(error @ ReplayError::State { .. }) => {
-                    unreadable = Some(error);
-                    Err(String::new())
+            let mut unreadable = partition.begin_content(link == version).err();
+            let mut load = |bytes: &[u8]| {
+                if unreadable.is_none() {
+                    unreadable = partition.load_content(bytes).err();
                 }
-                loaded => loaded.map_err(|e| e.to_string()),
+                if unreadable.is_some() { Err(String::new()) } else { Ok(()) }
             };
             let read = checkpoints.read(copies, log, link, &mut load);
             if unreadable.is_some() {
-                break;
+                return Ok((behind, unreadable));
             }
             read.map_err(|e| e.to_string())?;
         }
-        Ok((behind, unreadable))
+        Ok((behind, partition.content_is_whole().err()))
     }
 
     fn go_live(&mut self, now: Time, ending: &dyn Fn(PartitionId) -> Ending, outside: &mut dyn Outside) {

@@ -5,17 +5,20 @@ use rallypoint_base::id::{
     DirectoryId, Epoch, InputSeq, Lineage, LogId, PartitionId, SessionId, Ssn, StoreId, Version,
 };
 use rallypoint_base::time::Time;
+use rallypoint_base::wire::Malformed;
 use rallypoint_engine::actor::{Actor, Cx};
-use rallypoint_engine::codec::{Codec, encode};
+use rallypoint_engine::codec::{Codec, CodecError, Encoded, encode};
 use rallypoint_engine::command::{Notice, Outcome, Receipt, Turned};
 use rallypoint_engine::effect::EffectKey;
 use rallypoint_engine::map::Map;
 use rallypoint_engine::parcel::{Body, Parcel, kind_tag};
 use rallypoint_engine::partition::{Ending, Limits};
 use rallypoint_engine::registry::Registry;
-use rallypoint_engine::unit::{Application, OpenReport, Outside, Unit, UnitNotice, WitnessFactory};
+use rallypoint_engine::unit::{
+    Application, OpenReport, Outside, ProtocolFactory, Unit, UnitNotice, WitnessFactory,
+};
 use rallypoint_rollback::pessimistic::Pessimistic;
-use rallypoint_rollback::protocol::Peer;
+use rallypoint_rollback::protocol::{Command, Peer, Protocol};
 use rallypoint_store::checkpoint::{
     Begin, CheckpointStore, FileKind, Identity as CheckpointIdentity, ScanMode, file_name,
 };
@@ -36,6 +39,37 @@ impl Actor for Counter {
     fn handle(&mut self, add: u64, _cx: &mut Cx<'_>) -> Result<u64, ()> {
         self.0 += add;
         Ok(self.0)
+    }
+}
+
+/// The same kind in a program that is not ready for what is stored.
+#[derive(Clone, Default, serde::Serialize, serde::Deserialize)]
+struct Changed(u64);
+
+impl Actor for Changed {
+    const KIND: &'static str = "counter";
+    const SCHEMA: u16 = 2;
+    type Message = u64;
+    type Reply = u64;
+    type Error = ();
+    fn handle(&mut self, _: u64, _cx: &mut Cx<'_>) -> Result<u64, ()> {
+        Ok(self.0)
+    }
+    fn migrate(_: Encoded<'_>) -> Result<Self, CodecError> {
+        panic!("not written yet")
+    }
+}
+
+/// A protocol that cannot read what another one saved.
+struct Confused;
+
+impl Protocol for Confused {
+    fn name(&self) -> &'static str {
+        "confused"
+    }
+    fn handle(&mut self, _: rallypoint_rollback::protocol::Event<'_>, _: &mut Vec<Command>) {}
+    fn load(&mut self, _: &[u8]) -> Result<(), Malformed> {
+        Err(Malformed { field: "confused", offset: 0 })
     }
 }
 
@@ -270,15 +304,37 @@ fn a_program_that_cannot_read_a_state_harms_no_version() {
         ask(&mut unit, seq, &mut answers);
         checkpoint(&mut unit, &mut answers);
     }
+    // There is more in the log than in the checkpoints.
+    ask(&mut unit, 4, &mut answers);
     let right = unit.partitions().next().expect("one").digest();
     drop(unit);
-    for _ in 0..5 {
-        // The kind was forgotten.
-        let wrong = Application { registry: Arc::default(), ..application(Limits::default()) };
-        let (_, report) = open(&drive, wrong, None);
+    let wrong = |registry: &Arc<Registry>, protocol: ProtocolFactory| Application {
+        registry: Arc::clone(registry),
+        protocol,
+        ..application(Limits::default())
+    };
+    let same = application(Limits::default()).protocol;
+    // Its kind was forgotten; its migration panics; its protocol makes nothing of the saved state.
+    let mut other = Registry::default();
+    other.actor::<Changed>().unwrap();
+    let programs = [
+        (wrong(&Arc::default(), same.clone()), "add the actor back"),
+        (wrong(&Arc::new(other), same), "not written yet"),
+        (wrong(&application(Limits::default()).registry, Arc::new(|_| Box::new(Confused))), "confused"),
+    ];
+    for (wrong, expected) in programs.iter().cycle().take(9) {
+        let (mut unit, report) = open(&drive, wrong.clone(), None);
         assert!(report.failed_restores.is_empty(), "{:?}", report.failed_restores);
         let why = report.stopped.first().expect("stopped").to_string();
-        assert!(why.contains("add the actor back"), "{why}");
+        assert!(why.contains(expected), "{why}");
+        // And it can be stopped in an orderly way.
+        let mut answers = Answers::default();
+        unit.append_stops(Time(2), &mut answers);
+        while !unit.is_flushed() {
+            unit.pump_waiting(&mut || Time(2), &mut answers);
+        }
+        assert_eq!(unit.failure(), None);
+        assert!(answers.2.is_empty(), "{:?}", answers.2);
     }
     let (unit, report) = open(&drive, application(Limits::default()), None);
     assert!(report.stopped.is_empty() && report.failed_restores.is_empty());

@@ -432,7 +432,10 @@ impl Node {
             while unit.failure().is_none() && (!unit.is_flushed() || unit.is_committing()) {
                 unit.pump_waiting(&mut || clock.now(), &mut outlet);
             }
-            for (slot, _) in &previous {
+            // One that stopped has written nothing down: who was running there is still suspect.
+            let stopped: Vec<usize> =
+                report.stopped.iter().map(|error| usize::from(error.partition().0)).collect();
+            for (slot, _) in previous.iter().filter(|(slot, _)| !stopped.contains(slot)) {
                 page.clear(*slot);
             }
         }

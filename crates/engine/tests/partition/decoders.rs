@@ -126,7 +126,7 @@ fn a_damaged_checkpoint_never_panics() {
             // Also behind the header that knows of the channels, as a restore does it.
             let mut partition = world.fresh(index);
             partition.restore(Version(1), &image.header).unwrap();
-            partition.begin_content();
+            partition.begin_content(true).unwrap();
             let _ = partition.load_content(&content);
             let _ = partition.content_is_whole();
         }

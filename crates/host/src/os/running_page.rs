@@ -75,8 +75,9 @@ impl RunningPage {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Previous::default(),
             Err(error) => return Err(error),
         };
-        content[HUNG * 8..HEADER * 8].fill(0);
-        if previous.running.is_empty() {
+        // (A restore is forgotten by the next one, which comes after the count of this one.)
+        content[HUNG * 8..][..8].fill(0);
+        if previous.running.is_empty() && previous.restoring.is_none() {
             content.fill(0);
             content[..8].copy_from_slice(&MAGIC.to_ne_bytes());
             content[8..16].copy_from_slice(&boot.to_ne_bytes());
@@ -122,8 +123,10 @@ impl RunningPage {
 
     /// Notes that this version of the slot's checkpoints is being restored; version 0: none is.
     pub fn set_restoring(&self, slot: usize, version: u64) {
-        self.header(RESTORING_SLOT).store(slot as u64, Ordering::Relaxed);
-        self.header(RESTORING).store(version, Ordering::Relaxed);
+        // At no moment is one slot blamed for the version of another.
+        self.header(RESTORING).store(0, Ordering::Relaxed);
+        self.header(RESTORING_SLOT).store(slot as u64, Ordering::Release);
+        self.header(RESTORING).store(version, Ordering::Release);
     }
 
     /// (slot, version) of the checkpoint in whose restore the predecessor ended.

@@ -269,8 +269,9 @@ impl World {
         if let Some(newest) = chain.last() {
             partition.restore(newest.version, &newest.header)?;
         }
+        let newest = chain.last().map_or(Version(0), |newest| newest.version);
         for image in chain {
-            partition.begin_content();
+            partition.begin_content(image.version == newest)?;
             let mut rest = &image.content[..];
             while !rest.is_empty() {
                 let (piece, next) = rest.split_at(pieces.range(1, 400).min(rest.len() as u64) as usize);
