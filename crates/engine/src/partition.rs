@@ -583,16 +583,16 @@ impl Partition {
                 error,
             })?;
             let Some((entry, len)) = split else { break };
-            if entry.kind == ENGINE && !self.takes_tables {
-                at += len;
-                continue;
-            }
             if entry.kind == ENGINE {
-                self.load_table(entry.key, entry.state.bytes).map_err(|error| ReplayError::Malformed {
-                    partition: id,
-                    what: format!("table {:?} of a checkpoint", entry.key),
-                    error,
-                })?;
+                if self.takes_tables {
+                    self.load_table(entry.key, entry.state.bytes).map_err(|error| {
+                        ReplayError::Malformed {
+                            partition: id,
+                            what: format!("table {:?} of a checkpoint", entry.key),
+                            error,
+                        }
+                    })?;
+                }
                 at += len;
                 continue;
             }
@@ -621,20 +621,18 @@ impl Partition {
     /// [`ReplayError::Malformed`] when it ended inside an actor: the version cannot be used.
     pub fn content_is_whole(&self) -> Result<(), ReplayError> {
         if !self.outgoing.values().all(Outgoing::is_whole) {
-            let error = Malformed { field: "frames are missing", offset: 0 };
-            let what = "checkpoint content".into();
-            return Err(ReplayError::Malformed { partition: self.setup.id, what, error });
+            return Err(self.not_whole("frames are missing"));
         }
         self.no_leftover()
     }
 
     fn no_leftover(&self) -> Result<(), ReplayError> {
-        if self.leftover.is_empty() {
-            return Ok(());
-        }
-        let error = Malformed { field: "content ends inside an actor", offset: self.leftover.len() };
-        let what = "checkpoint content".into();
-        Err(ReplayError::Malformed { partition: self.setup.id, what, error })
+        if self.leftover.is_empty() { Ok(()) } else { Err(self.not_whole("content ends inside an actor")) }
+    }
+
+    fn not_whole(&self, field: &'static str) -> ReplayError {
+        let error = Malformed { field, offset: self.leftover.len() };
+        ReplayError::Malformed { partition: self.setup.id, what: "checkpoint content".into(), error }
     }
 
     /// Says how large the full image is that what was restored builds on.
@@ -909,9 +907,8 @@ impl Partition {
         let waiting = self.gate.len()
             + self.held.len()
             + self.careful.as_ref().map_or(0, |careful| careful.queue.len());
-        let overloaded = waiting >= self.setup.limits.door_credits
-            || self.unacknowledged_bytes > self.setup.limits.unacknowledged_bytes
-            || self.peers_pressure.0 > 0;
+        let overloaded =
+            waiting >= self.setup.limits.door_credits || self.keeps_too_much() || self.peers_pressure.0 > 0;
         let source = Source::Client { session, seq, acknowledged_below };
         if read_only && !overloaded && self.query(source, session, seq, table, decoded.key, message, out)? {
             return Ok(());
@@ -1044,7 +1041,7 @@ impl Partition {
         }
     }
 
-    /// Sums up how much too full this partition and those that it sends to are.
+    /// Finds the most that a receiver of our frames says and that has not expired.
     fn weigh_pressure(&mut self) {
         let now = self.now;
         let said = self.outgoing.values().map(|channel| channel.pressure);
@@ -1052,13 +1049,13 @@ impl Partition {
         self.peers_pressure = (most, if most > 0 { until } else { Time::NEVER });
     }
 
-    /// Above 0, the door is closed.
+    fn keeps_too_much(&self) -> bool {
+        self.unacknowledged_bytes > self.setup.limits.unacknowledged_bytes
+    }
+
+    /// What those are told who send to this partition.
     fn pressure_now(&self) -> u8 {
-        if self.unacknowledged_bytes > self.setup.limits.unacknowledged_bytes {
-            PRESSURE
-        } else {
-            self.peers_pressure.0.saturating_sub(1)
-        }
+        if self.keeps_too_much() { PRESSURE } else { self.peers_pressure.0.saturating_sub(1) }
     }
 
     /// The way to a peer is new (it was restarted, or the connection was): everything it has not
@@ -1960,7 +1957,6 @@ impl Partition {
         // They are in no checkpoint after all: whoever asks must hear that one is due.
         self.checkpoint.runs += std::mem::take(&mut self.checkpoint.runs_cut);
         self.checkpoint.needs_full = true;
-        self.checkpoint.large = Large::default();
         for (_, table) in &mut self.tables {
             table.end_cut(false);
         }

@@ -15,7 +15,7 @@ use rallypoint_engine::parcel::{Body, Parcel, kind_tag};
 use rallypoint_engine::partition::{Ending, Limits};
 use rallypoint_engine::registry::Registry;
 use rallypoint_engine::unit::{
-    Application, OpenReport, Outside, ProtocolFactory, Unit, UnitNotice, WitnessFactory,
+    Application, OpenError, OpenReport, Outside, ProtocolFactory, Unit, UnitNotice, WitnessFactory,
 };
 use rallypoint_rollback::pessimistic::Pessimistic;
 use rallypoint_rollback::protocol::{Command, Peer, Protocol};
@@ -128,6 +128,27 @@ fn nobody() -> WitnessFactory {
     Arc::new(|_| Box::new(()))
 }
 
+/// Opens what `drive` holds with this program; `restoring` was under way when the last one ended.
+fn try_open(
+    drive: &SimDrive,
+    application: Application,
+    restoring: Option<Version>,
+    answers: &mut Answers,
+) -> Result<(Unit<SimDisk>, OpenReport), OpenError> {
+    let open = OpenOptions { options: options(), ..OpenOptions::default() };
+    let ending = |_: PartitionId| Ending { restoring, ..Ending::default() };
+    let disks = vec![SimDisk::open(drive)];
+    Unit::open(disks, open, application, &nobody(), &ending, Time(2), answers)
+}
+
+fn open(
+    drive: &SimDrive,
+    application: Application,
+    restoring: Option<Version>,
+) -> (Unit<SimDisk>, OpenReport) {
+    try_open(drive, application, restoring, &mut Answers::default()).expect("opens")
+}
+
 fn ask(unit: &mut Unit<SimDisk>, seq: u64, answers: &mut Answers) {
     ask_at(unit, PartitionId(0), seq, answers);
 }
@@ -164,13 +185,8 @@ fn a_journal_that_ends_before_a_checkpoint_is_damage_and_not_a_short_history() {
     assert_eq!((answers.0, answers.1), (20, 1), "twenty answers and one checkpoint");
     drop(unit);
 
-    let open = |drive: &SimDrive| {
-        let disks = vec![SimDisk::open(drive)];
-        let open = OpenOptions { options: options(), ..OpenOptions::default() };
-        let ending = |_: PartitionId| Ending::default();
-        let mut answers = Answers::default();
-        Unit::open(disks, open, application(Limits::default()), &nobody(), &ending, Time(2), &mut answers)
-    };
+    let open =
+        |drive: &SimDrive| try_open(drive, application(Limits::default()), None, &mut Answers::default());
     // Whole, it opens.
     assert!(open(&drive.fork(2)).is_ok());
     // Everything behind the first few commits is lost, as by a disk that never wrote it.
@@ -283,18 +299,6 @@ fn the_event_log_tells_of_the_watchdog_and_of_a_version_that_is_given_up() {
     assert_eq!(count(EventKind::Opened), 4, "{kinds:?}");
 }
 
-/// Opens what `drive` holds with this program; `restoring` was under way when the last one ended.
-fn open(
-    drive: &SimDrive,
-    application: Application,
-    restoring: Option<Version>,
-) -> (Unit<SimDisk>, OpenReport) {
-    let open = OpenOptions { options: options(), ..OpenOptions::default() };
-    let ending = |_: PartitionId| Ending { restoring, ..Ending::default() };
-    let disks = vec![SimDisk::open(drive)];
-    Unit::open(disks, open, application, &nobody(), &ending, Time(2), &mut Answers::default()).expect("opens")
-}
-
 #[test]
 fn a_program_that_cannot_read_a_state_harms_no_version() {
     let drive = SimDrive::new(8, "a");
@@ -392,11 +396,7 @@ fn after_a_crash_in_a_checkpoint_the_next_one_is_written() {
     }
     drop(unit);
     let drive = drive.fork(7);
-    let open = OpenOptions { options: options(), ..OpenOptions::default() };
-    let (disks, ending) = (vec![SimDisk::open(&drive)], |_: PartitionId| Ending::default());
-    let opened =
-        Unit::open(disks, open, application(Limits::default()), &nobody(), &ending, Time(2), &mut answers);
-    let (mut unit, _) = opened.unwrap();
+    let (mut unit, _) = try_open(&drive, application(Limits::default()), None, &mut answers).unwrap();
     checkpoint(&mut unit, &mut answers);
     assert!(answers.2.is_empty(), "{:?}", answers.2);
 }
@@ -409,11 +409,7 @@ fn a_small_state_is_written_whole_also_after_a_restart() {
     ask(&mut unit, 1, &mut answers);
     checkpoint(&mut unit, &mut answers);
     drop(unit);
-    let open = OpenOptions { options: options(), ..OpenOptions::default() };
-    let (disks, ending) = (vec![SimDisk::open(&drive)], |_: PartitionId| Ending::default());
-    let opened =
-        Unit::open(disks, open, application(Limits::default()), &nobody(), &ending, Time(2), &mut answers);
-    let (mut unit, _) = opened.unwrap();
+    let (mut unit, _) = try_open(&drive, application(Limits::default()), None, &mut answers).unwrap();
     ask(&mut unit, 2, &mut answers);
     checkpoint(&mut unit, &mut answers);
     // Increments would only make the next start longer.
