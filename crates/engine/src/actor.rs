@@ -159,6 +159,19 @@ impl Cx<'_> {
         self.run.now
     }
 
+    /// The history that the cause of this run belongs to: another one after a restore or a rollback,
+    /// never after a crash.
+    #[must_use]
+    pub fn history(&self) -> String {
+        let (lineage, epoch) = self.run.history;
+        format!("{lineage}-{}", epoch.0)
+    }
+
+    /// Tells people, once the cause is durable: something goes on failing and needs them.
+    pub fn alarm(&mut self, detail: String) {
+        self.run.alarms.push(detail);
+    }
+
     /// 64 random bits, the same in every replay. Not for secrets.
     pub fn random(&mut self) -> u64 {
         self.run.random_counter += 1;
@@ -200,8 +213,19 @@ impl Cx<'_> {
     /// the same idempotency key, after this run is durable. Its first result comes back as
     /// [`Signal::Effect`] with `token`; without one after `timeout`, `TimedOut` does.
     pub fn effect<T: Serialize>(&mut self, name: &str, request: &T, timeout: Duration, token: u64) {
+        self.effect_with(Codec::Named, name, request, timeout, token);
+    }
+
+    pub(crate) fn effect_with<T: Serialize>(
+        &mut self,
+        codec: Codec,
+        name: &str,
+        request: &T,
+        timeout: Duration,
+        token: u64,
+    ) {
         let mut payload = Vec::new();
-        match codec::encode(Codec::Named, 0, request, &mut payload) {
+        match codec::encode(codec, 0, request, &mut payload) {
             Ok(()) => self.run.effect(self.kind, self.key, name, payload, timeout, token),
             Err(error) => self.run.fail(RunError::Codec(error)),
         }

@@ -89,6 +89,11 @@ pub enum Notice {
         /// Kind and key of the actor, and why.
         detail: String,
     },
+    /// Something goes on failing and needs a person: a saga that is stuck, a step that may not be given up.
+    Alarm {
+        /// Which, and why.
+        detail: String,
+    },
     /// Replay caused something else than the original run.
     Diverged {
         /// Where, which actor, both hashes.

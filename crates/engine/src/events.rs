@@ -147,6 +147,7 @@ impl Events {
                             .with("detail", detail)
                             .with("more_before", more)
                     }
+                    Notice::Alarm { detail } => event(EventKind::Alarm).with("why", detail),
                     Notice::Diverged { detail } => event(EventKind::Divergence).with("detail", detail),
                     Notice::ImpossibleReceipt { from } => event(EventKind::Drop)
                         .with("what", "a receipt for frames that were never sent")

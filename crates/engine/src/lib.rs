@@ -15,6 +15,7 @@ pub mod partition;
 pub mod record;
 pub mod registry;
 pub mod run;
+pub mod saga;
 pub mod session;
 mod shards;
 mod short;

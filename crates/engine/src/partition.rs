@@ -19,18 +19,19 @@
 //!
 //! Source: design: speculation with gated outputs; receiver-based message logging with group commit.
 
+use crate::actor::Actor;
 use crate::channel::{Frame, Incoming as InChannel, Outgoing};
 use crate::codec::Encoded;
 use crate::command::{Command, Notice, Outbox, Outcome, Receipt, Turned};
 use crate::effect::{EffectKey, EffectOutcome, EffectValue, Effects, Outstanding};
 use crate::map::Map;
-use crate::parcel::{Body, Parcel};
+use crate::parcel::{Body, Parcel, kind_tag};
 use crate::record::{self, InputRecord, Source, Verdict, kind};
 use crate::registry::Registry;
 use crate::run::Run;
 use crate::session::{Kept, Known, Sessions};
 use crate::snapshot::{ENGINE, Frozen, HEADER_FORMAT, SetAside, split_entry};
-use crate::table::{Delivered, Incoming, Large, Table};
+use crate::table::{Delivered, Incoming, Large, Table, TypedTable};
 use crate::timer::{TimerId, Timers};
 use rallypoint_base::hash::xxh3;
 use rallypoint_base::id::{Epoch, InputSeq, Lineage, LogId, PartitionId, Position, SessionId, Ssn, Version};
@@ -456,6 +457,15 @@ impl Partition {
     #[must_use]
     pub fn digest(&self) -> u64 {
         self.tables.iter().fold(0, |sum, (_, table)| mix(sum ^ table.digest()))
+    }
+
+    /// Visits every actor of one kind as it is now, durable or not.
+    pub fn each_of<A: Actor>(&self, visit: &mut dyn FnMut(&str, &A)) {
+        let tag = kind_tag(A::KIND);
+        let table = self.tables.iter().find(|(found, _)| *found == tag);
+        if let Some(table) = table.and_then(|(_, table)| table.as_any().downcast_ref::<TypedTable<A>>()) {
+            table.each_typed(visit);
+        }
     }
 
     /// Visits every actor: kind, key, state in MessagePack (codec, schema, bytes).
@@ -1313,6 +1323,9 @@ impl Partition {
         if verdict != Verdict::Applied && matches!(source, Source::Client { .. }) {
             self.inner_refusals.clear();
         }
+        for detail in self.run.alarms.drain(..) {
+            out.commands.push(Command::Notice(Notice::Alarm { detail }));
+        }
         for detail in self.inner_refusals.drain(..) {
             out.commands.push(Command::Notice(Notice::RefusedInside { detail }));
         }
@@ -1365,6 +1378,7 @@ impl Partition {
     fn perform(&mut self, parcel: &[u8], replaying: bool) -> (Outcome, String) {
         let seed = mix(mix(u64::from(self.setup.id.0) ^ 0xAC) ^ self.position.0);
         self.run.begin(self.now, seed, replaying);
+        self.run.history = (self.setup.lineage, self.epoch);
         self.reply.clear();
         self.inner_refusals.clear();
         self.touched.clear();

@@ -8,7 +8,7 @@ use crate::codec::{self, CodecError};
 use crate::map::Map;
 use crate::parcel::{Asker, Body, Parcel, kind_tag};
 use crate::timer::TimerId;
-use rallypoint_base::id::PartitionId;
+use rallypoint_base::id::{Epoch, Lineage, PartitionId};
 use rallypoint_base::limits::{FAN_OUT, KEY_BYTES, MESSAGE_BYTES, NAME_BYTES};
 use rallypoint_base::time::Time;
 use std::ops::Range;
@@ -62,6 +62,10 @@ pub struct Run {
     pub(crate) timers: Vec<(TimerId, Option<Time>)>,
     pub(crate) effects: Vec<EffectRequest>,
     pub(crate) error: Option<RunError>,
+    /// (lineage, epoch) of the cause, as text: what keys of this history begin with.
+    pub(crate) history: (Lineage, Epoch),
+    /// For a person to look at.
+    pub(crate) alarms: Vec<String>,
 }
 
 /// How far a run had come.
@@ -71,6 +75,7 @@ pub(crate) struct Savepoint {
     sends: usize,
     timers: usize,
     effects: usize,
+    alarms: usize,
     random_counter: u64,
 }
 
@@ -87,6 +92,8 @@ impl Run {
             timers: Vec::new(),
             effects: Vec::new(),
             error: None,
+            history: (Lineage(0), Epoch(0)),
+            alarms: Vec::new(),
         }
     }
 
@@ -103,6 +110,7 @@ impl Run {
         self.sends.clear();
         self.timers.clear();
         self.effects.clear();
+        self.alarms.clear();
         self.error = None;
     }
 
@@ -112,6 +120,7 @@ impl Run {
             sends: self.sends.len(),
             timers: self.timers.len(),
             effects: self.effects.len(),
+            alarms: self.alarms.len(),
             random_counter: self.random_counter,
         }
     }
@@ -121,6 +130,7 @@ impl Run {
         self.sends.truncate(savepoint.sends);
         self.timers.truncate(savepoint.timers);
         self.effects.truncate(savepoint.effects);
+        self.alarms.truncate(savepoint.alarms);
         self.random_counter = savepoint.random_counter;
         self.error = None;
     }

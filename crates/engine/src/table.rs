@@ -22,7 +22,7 @@ use hashbrown::HashTable;
 use rallypoint_base::hash::xxh3;
 use rallypoint_base::limits::{ACTOR_BYTES, MESSAGE_BYTES};
 use rallypoint_base::wire::put_bytes;
-use std::any::type_name;
+use std::any::{Any, type_name};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -77,6 +77,8 @@ pub(crate) trait Table: Send {
     fn digest(&self) -> u64;
     /// Every actor, encoded, for inspection.
     fn each(&self, visit: &mut dyn FnMut(&str, &[u8]));
+    /// For whoever knows the kind.
+    fn as_any(&self) -> &dyn Any;
 }
 
 struct Slot<A> {
@@ -136,6 +138,13 @@ impl<A: Actor> TypedTable<A> {
 
     fn slot_mut(&mut self, slot: u32) -> &mut Slot<A> {
         &mut self.chunks[slot as usize / CHUNK][slot as usize % CHUNK]
+    }
+
+    /// Every actor as it is.
+    pub(crate) fn each_typed(&self, visit: &mut dyn FnMut(&str, &A)) {
+        for entry in self.chunks.iter().flatten() {
+            visit(std::str::from_utf8(&entry.key).unwrap_or_default(), &entry.state);
+        }
     }
 
     fn find(&self, key: &str) -> Option<u32> {
@@ -412,5 +421,9 @@ impl<A: Actor> Table for TypedTable<A> {
                 visit(std::str::from_utf8(&entry.key).unwrap_or_default(), &bytes);
             }
         }
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
     }
 }

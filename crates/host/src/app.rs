@@ -33,6 +33,9 @@ pub(crate) struct AppInner {
     limits: Limits,
     program: String,
     scrub: ScrubPlan,
+    /// Performs the effects of this name in its own time, instead of a thread of the runtime.
+    #[cfg(feature = "saga")]
+    pub(crate) sagas: Option<Arc<dyn crate::saga::driver::Drives>>,
 }
 
 /// How often, and how fast at most, a store that is served compares everything with its checksums and
@@ -93,6 +96,9 @@ pub struct App {
     scrub: ScrubPlan,
     watchdog: Option<Duration>,
     segment_len: u64,
+    #[cfg(feature = "saga")]
+    sagas: Option<Arc<dyn crate::saga::driver::Drives>>,
+    saga_clash: Option<String>,
 }
 
 impl Default for App {
@@ -121,6 +127,9 @@ impl App {
             scrub: ScrubPlan::default(),
             watchdog: None,
             segment_len: 64 << 20,
+            #[cfg(feature = "saga")]
+            sagas: None,
+            saga_clash: None,
         }
     }
 
@@ -140,6 +149,21 @@ impl App {
             self.clash.get_or_insert(clash);
         }
         self
+    }
+
+    /// Adds sagas: their steps and functions. Steps run on the tokio runtime that the application is
+    /// opened in, or on one of its own where there is none.
+    #[cfg(feature = "saga")]
+    #[must_use]
+    pub fn sagas<C: Send + Sync + 'static>(
+        mut self,
+        registry: rallypoint_saga::registry::Registry<C>,
+    ) -> Self {
+        if let Some(clash) = registry.clash() {
+            self.saga_clash.get_or_insert(clash.to_owned());
+        }
+        self.sagas = Some(crate::saga::driver::Driver::new(registry));
+        self.actor::<rallypoint_engine::saga::SagaActor>().actor::<rallypoint_engine::saga::LimitActor>()
     }
 
     /// Registers what performs the effect `name`. It is called at least once per cause, always with
@@ -222,6 +246,9 @@ impl App {
         if let Some(clash) = &self.clash {
             return Err(RootError::Workers(clash.to_string()));
         }
+        if let Some(clash) = &self.saga_clash {
+            return Err(RootError::Workers(clash.clone()));
+        }
         let layout = create.then_some((self.partitions, self.directories));
         Root::find(dir, self.mirror.as_deref(), layout)
     }
@@ -246,6 +273,8 @@ impl App {
             limits: self.limits,
             program: self.program,
             scrub: self.scrub,
+            #[cfg(feature = "saga")]
+            sagas: self.sagas,
         })
     }
 
@@ -294,6 +323,14 @@ impl Runtime {
     #[must_use]
     pub fn resume_client(&self, session: SessionId, next: InputSeq) -> Arc<Client> {
         self.node.client(Some((session, next)))
+    }
+
+    /// The application's sagas; `None` when it was defined without.
+    #[cfg(feature = "saga")]
+    #[must_use]
+    pub fn sagas(&self) -> Option<crate::saga::handle::Sagas> {
+        let driver = Arc::clone(self.node.shared.app.sagas.as_ref()?);
+        Some(crate::saga::handle::Sagas::new(driver, self.client(), Arc::clone(&self.node.shared)))
     }
 
     /// What was found at opening, per journal directory.

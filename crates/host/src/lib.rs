@@ -13,6 +13,8 @@ mod node;
 pub mod os;
 pub mod remote;
 pub mod root;
+#[cfg(feature = "saga")]
+pub mod saga;
 mod sockets;
 pub mod store_tools;
 pub mod supervisor;

@@ -90,6 +90,33 @@ pub(crate) struct Shared {
     notices: Mutex<VecDeque<UnitNotice>>,
     failed: Mutex<Option<String>>,
     closed: AtomicBool,
+    /// Per partition, the last run when it was opened: what that or an earlier one caused may have been
+    /// performed by a process before this one.
+    #[cfg(feature = "saga")]
+    opened_at: Vec<AtomicU64>,
+}
+
+/// Where the result of an effect goes that is performed in its own time.
+#[cfg(feature = "saga")]
+pub(crate) struct Completion {
+    shared: Arc<Shared>,
+    to: PartitionId,
+    key: EffectKey,
+    /// The effect may have been performed before, by a process that ended.
+    pub(crate) earlier: bool,
+}
+
+#[cfg(feature = "saga")]
+impl Completion {
+    /// It ended: 0 = well, with this value, 1 = not, with this text.
+    pub(crate) fn finish(self, outcome: u8, value: &[u8]) {
+        let mut bytes = Vec::with_capacity(value.len() + 64);
+        Message::Effect { to: self.to, key: self.key, outcome, value }.encode(&mut bytes);
+        self.shared.effects.lock().unwrap_or_else(PoisonError::into_inner).known.remove(&self.key);
+        if let Some(directory) = self.shared.map.directory_of(self.to) {
+            self.shared.send(directory, &bytes);
+        }
+    }
 }
 
 impl Shared {
@@ -195,6 +222,18 @@ impl Shared {
         let job = EffectJob { to, key, name: name.to_owned(), payload: payload.to_vec() };
         let mut queue = self.effects.lock().unwrap_or_else(PoisonError::into_inner);
         if queue.known.insert(key, ()).is_some() {
+            return;
+        }
+        #[cfg(feature = "saga")]
+        if name == rallypoint_engine::saga::EFFECT
+            && let Some(sagas) = &self.app.sagas
+        {
+            drop(queue);
+            let opened =
+                self.opened_at.get(usize::from(to.0)).map_or(u64::MAX, |at| at.load(Ordering::SeqCst));
+            let earlier = key.position.0 <= opened;
+            let completion = Completion { shared: Arc::clone(&self), to, key, earlier };
+            Arc::clone(sagas).perform(job.payload, completion);
             return;
         }
         queue.jobs.push_back(job);
@@ -309,7 +348,16 @@ impl Node {
             notices: Mutex::new(VecDeque::new()),
             failed: Mutex::new(None),
             closed: AtomicBool::new(false),
+            #[cfg(feature = "saga")]
+            opened_at: map.partitions().map(|_| AtomicU64::new(u64::MAX)).collect(),
         });
+        #[cfg(feature = "saga")]
+        if let Some(sagas) = &app.sagas {
+            let door = Arc::new(LocalDoor { shared: Arc::clone(&shared) });
+            let client = Client::new(new_session(), InputSeq(1), Arc::clone(&map), door);
+            shared.register(client.session(), Arc::new(LocalSink(Arc::downgrade(&client))));
+            sagas.attach(client);
+        }
         let mut locks = Vec::new();
         for &directory in &wanted {
             root.check_copies(directory, options.degraded)?;
@@ -437,6 +485,12 @@ impl Node {
                 report.stopped.iter().map(|error| usize::from(error.partition().0)).collect();
             for (slot, _) in previous.iter().filter(|(slot, _)| !stopped.contains(slot)) {
                 page.clear(*slot);
+            }
+        }
+        #[cfg(feature = "saga")]
+        for partition in unit.partitions() {
+            if let Some(at) = shared.opened_at.get(usize::from(partition.id().0)) {
+                at.store(partition.position().0, Ordering::SeqCst);
             }
         }
         home.set_page(Arc::clone(&page));

@@ -52,6 +52,38 @@ pub use rallypoint_host::root::RootError;
 pub use rallypoint_host::supervisor::{Phase, Supervisor};
 pub use rallypoint_rollback::recoverable::Recoverable;
 
+#[cfg(feature = "saga")]
+pub use rallypoint_host::saga::handle::{
+    SagaHandle, SagaRequestError, SagaStoreError, SagaSummary, Sagas, StartError, WaitError,
+};
+#[cfg(feature = "saga")]
+pub use rallypoint_saga::function::{Either, Operation, Saga};
+#[cfg(feature = "saga")]
+pub use rallypoint_saga::registry::{Registry, SagaOptions};
+#[cfg(feature = "saga")]
+pub use rallypoint_saga::status::Status;
+#[cfg(feature = "saga")]
+pub use rallypoint_saga::step::{
+    Outcome as StepOutcome, SagaError, Step, StepCx, StepError, StepFailure, UndoError,
+};
+
+/// The bare technique, without a journal: register an undo after each thing done, run them in reverse.
+pub mod compensations {
+    pub use rallypoint_saga::compensations::{CompensationReport, Compensations};
+}
+
+/// What a look at a saga shows: its machine, operations, failures.
+#[cfg(feature = "saga")]
+pub mod saga {
+    pub use rallypoint_engine::saga::Peeked;
+    pub use rallypoint_saga::event::{Attempt, Direction};
+    pub use rallypoint_saga::function::{BoxFuture, Resolution};
+    pub use rallypoint_saga::machine::{Machine, Refusal};
+    pub use rallypoint_saga::op::{Failure, FailureKind, Op, OpNumber, OpState, Policy, UndoState, What};
+    pub use rallypoint_saga::registry::{DynamicFunction, Fallback};
+    pub use rallypoint_saga::value::{Blob, ValueError};
+}
+
 /// Being a worker process: call [`worker::is_worker`] first thing in `main`, and hand the
 /// application to [`worker::run`] when it says so.
 pub mod worker {

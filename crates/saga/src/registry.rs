@@ -156,6 +156,12 @@ impl<C: Send + Sync + 'static> Registry<C> {
         self.clash.as_deref()
     }
 
+    /// A step is registered under this name.
+    #[must_use]
+    pub fn has_step(&self, name: &str) -> bool {
+        self.steps.contains_key(name)
+    }
+
     /// The options of a saga's name.
     #[must_use]
     pub fn options(&self, name: &str) -> Option<SagaOptions> {

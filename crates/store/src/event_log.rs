@@ -133,6 +133,8 @@ kinds! {
     Scrubbed = 23, "scrubbed";
     /// A checkpoint holds actors that are larger than they should be.
     TooLarge = 24, "too_large";
+    /// Something goes on failing and needs a person.
+    Alarm = 25, "alarm";
 }
 
 /// One thing that happened.
