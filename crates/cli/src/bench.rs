@@ -5,7 +5,7 @@
 
 use clap::{Args, ValueEnum};
 use rallypoint_host::bench::report::Report;
-use rallypoint_host::bench::{checkpoint, journal, messages, recovery};
+use rallypoint_host::bench::{checkpoint, journal, messages, recovery, sagas};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +20,8 @@ enum Which {
     Checkpoint,
     /// Replay of a log, and the silence of a killed worker's partitions.
     Recovery,
+    /// Sagas of three steps that do nothing: latency, rate, disk, memory, restart.
+    Sagas,
 }
 
 /// Measure this machine.
@@ -64,6 +66,7 @@ fn measure(which: Which, dir: &Path, mirror: Option<PathBuf>) -> io::Result<Repo
         Which::Checkpoint => {
             checkpoint::run(&checkpoint::Settings { mirror, ..checkpoint::Settings::new(dir) })
         }
+        Which::Sagas => sagas::run(&sagas::Settings { mirror, ..sagas::Settings::new(dir) }),
         Which::Recovery => recovery::run(&recovery::Settings { mirror, ..recovery::Settings::new(dir) }),
     }
 }

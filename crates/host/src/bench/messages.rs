@@ -238,7 +238,7 @@ fn transfers_by_workers(area: &mut Area, time: Duration) -> io::Result<Vec<Row>>
 }
 
 /// Resident bytes of a process.
-fn resident(pid: u32) -> io::Result<f64> {
+pub(super) fn resident(pid: u32) -> io::Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let row = status.lines().find_map(|row| row.strip_prefix("VmRSS:"));
     let kib = row.and_then(|row| row.trim().split(' ').next()?.parse::<f64>().ok());

@@ -14,6 +14,8 @@ pub mod messages;
 pub mod raw;
 pub mod recovery;
 pub mod report;
+#[cfg(feature = "saga")]
+pub mod sagas;
 
 /// Adds the actors of the benches to the application that a worker of this binary runs: the worker
 /// processes of a bench are the same binary.
