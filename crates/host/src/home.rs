@@ -25,7 +25,7 @@ use rallypoint_engine::unit::{Outside, Unit, UnitNotice};
 use rallypoint_rollback::protocol::Peer;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// After this long without work an empty commit carries the watermark over the last one.
 pub(crate) const IDLE: Duration = Duration::from_millis(1);
@@ -77,6 +77,8 @@ pub(crate) struct Serving {
     outlet: Outlet,
     spare: Vec<u8>,
     worked: bool,
+    /// When it last had something to do.
+    worked_at: Instant,
     scrubbing: Scrubbing,
 }
 
@@ -131,7 +133,7 @@ impl Home {
     pub(crate) fn install(&self, unit: Unit<FileDisk>, outlet: Outlet) {
         let pass = self.shared.clock.now() + SCRUB_AFTER;
         let scrubbing = Scrubbing { pass, step: Time(0), asked: 0 };
-        *self.lock_serving() = Some(Serving { unit, outlet, spare: Vec::new(), worked: true, scrubbing });
+        *self.lock_serving() = Some(Serving { unit, outlet, spare: Vec::new(), worked: true, worked_at: Instant::now(), scrubbing });
     }
 
     /// Takes the unit out: nothing is served any more.
@@ -366,7 +368,11 @@ impl Home {
             if asked {
                 continue;
             }
-            let rest = std::mem::take(&mut serving.worked);
+            // Woken for nothing is not idle: a watermark then would cost the next commit a write.
+            if std::mem::take(&mut serving.worked) {
+                serving.worked_at = Instant::now();
+            }
+            let rest = serving.worked_at.elapsed() < IDLE;
             if !rest && serving.unit.idle() {
                 self.pump_waiting(serving);
                 serving.worked = false;
