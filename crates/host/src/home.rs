@@ -133,7 +133,14 @@ impl Home {
     pub(crate) fn install(&self, unit: Unit<FileDisk>, outlet: Outlet) {
         let pass = self.shared.clock.now() + SCRUB_AFTER;
         let scrubbing = Scrubbing { pass, step: Time(0), asked: 0 };
-        *self.lock_serving() = Some(Serving { unit, outlet, spare: Vec::new(), worked: true, worked_at: Instant::now(), scrubbing });
+        *self.lock_serving() = Some(Serving {
+            unit,
+            outlet,
+            spare: Vec::new(),
+            worked: true,
+            worked_at: Instant::now(),
+            scrubbing,
+        });
     }
 
     /// Takes the unit out: nothing is served any more.

@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod digest;
+pub mod transfer;
 
 pub use digest::Digest;
 
