@@ -28,6 +28,7 @@ use rallypoint_base::backoff::full_jitter;
 use rallypoint_base::random::Random;
 use rallypoint_base::time::Time;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -103,6 +104,8 @@ pub struct Fed {
     pub fed: Vec<OpNumber>,
     /// How many operations the journal holds after it.
     pub ops: u32,
+    /// What it did not wait for any more.
+    pub forgotten: Vec<OpNumber>,
 }
 
 /// One saga.
@@ -159,13 +162,39 @@ impl Machine {
         out: &mut Vec<Command>,
     ) -> Result<(), Refusal> {
         let cx = &mut Turnover { now, random, out };
-        if self.phase == Phase::New && !matches!(event, Event::Start(_)) {
-            return Err(Refusal::NoSuchSaga);
+        match &event {
+            Event::Start(start) if self.phase != Phase::New => {
+                let same = self.name == start.name && self.input == start.input;
+                return if same { Ok(()) } else { Err(Refusal::OtherInput) };
+            }
+            Event::Start(_) => {}
+            _ if self.phase == Phase::New => return Err(Refusal::NoSuchSaga),
+            // An answer that comes after the end changes nothing.
+            Event::Attempted { .. }
+            | Event::Driven(_)
+            | Event::Timer(_)
+            | Event::ChildEnded { .. }
+            | Event::ChildUndone { .. }
+                if self.status().is_ended() =>
+            {
+                return Ok(());
+            }
+            _ => {}
         }
-        self.clock += 1;
+        let before = (self.clock, self.updated);
+        self.clock = self.clock.saturating_add(1);
         self.updated = now;
+        if let Err(refusal) = self.take(event, cx) {
+            (self.clock, self.updated) = before;
+            return Err(refusal);
+        }
+        self.settle(cx);
+        Ok(())
+    }
+
+    fn take(&mut self, event: Event, cx: &mut Turnover<'_>) -> Result<(), Refusal> {
         match event {
-            Event::Start(start) => self.start(*start, cx)?,
+            Event::Start(start) => self.start(*start, cx),
             Event::Attempted { op, generation, direction, earlier, attempt, turn } => {
                 match direction {
                     Direction::Run => self.attempted(op, generation, earlier, attempt, cx),
@@ -180,7 +209,7 @@ impl Machine {
                 self.apply(turn, cx);
             }
             Event::Timer(key) => self.timer(key, cx),
-            Event::Signal { name, value } => self.signal(name, value)?,
+            Event::Signal { name, value } => self.signal(name, value, cx)?,
             Event::Granted => self.granted(cx),
             Event::ChildEnded { op, generation, result } => self.child_ended(op, generation, result),
             Event::ChildUndone { op, generation, failure } => self.child_undone(op, generation, failure),
@@ -194,7 +223,6 @@ impl Machine {
             Event::Restart(op) => self.restart(op, cx)?,
             Event::Abandon => self.abandon(cx)?,
         }
-        self.settle(cx);
         Ok(())
     }
 
@@ -336,6 +364,9 @@ impl Machine {
     #[must_use]
     pub fn outstanding(&self) -> Vec<Command> {
         let mut out = Vec::new();
+        if self.status().is_ended() {
+            return out;
+        }
         let left = |at: Time| at.since(self.updated);
         for op in &self.ops {
             match (op.state, &op.what) {
@@ -345,7 +376,13 @@ impl Machine {
                 (OpState::Backoff { at }, _) => {
                     out.push(Command::SetTimer(TimerKey::Retry(op.number), left(at)));
                 }
-                (OpState::Waiting { .. }, What::Child { .. }) => out.push(Command::StartChild(op.number)),
+                (OpState::Waiting { .. }, What::Child { .. }) => {
+                    out.push(Command::StartChild(op.number));
+                    // Started first: what never began would never say that it is cancelled.
+                    if self.phase == Phase::Compensating && self.is_affected(op.number) {
+                        out.push(Command::CancelChild(op.number));
+                    }
+                }
                 (OpState::Waiting { at: Some(at) }, _) => {
                     out.push(Command::SetTimer(TimerKey::Wait(op.number), left(Time(at))));
                 }
@@ -365,10 +402,10 @@ impl Machine {
         if self.driving {
             out.push(Command::Drive { rebuild: true });
         }
-        if let (Some(at), false) = (self.deadline, self.status().is_ended()) {
+        if let Some(at) = self.deadline {
             out.push(Command::SetTimer(TimerKey::Deadline, left(Time(at))));
         }
-        if let (Some(limit), Phase::Running, false) = (self.concurrency, self.phase, self.granted) {
+        if let (Some(limit), true, false) = (self.concurrency, self.wants_place(), self.granted) {
             out.push(Command::Acquire(limit));
         }
         out
@@ -376,12 +413,7 @@ impl Machine {
 
     // ---------------------------------------------------------------- beginning and turns
 
-    fn start(&mut self, start: Start, cx: &mut Turnover<'_>) -> Result<(), Refusal> {
-        if self.phase != Phase::New {
-            self.clock -= 1;
-            let same = self.name == start.name && self.input == start.input;
-            return if same { Ok(()) } else { Err(Refusal::OtherInput) };
-        }
+    fn start(&mut self, start: Start, cx: &mut Turnover<'_>) {
         self.name = start.name;
         self.version = start.version;
         self.digest = start.digest;
@@ -403,7 +435,6 @@ impl Machine {
             Some(turn) => self.apply(turn, cx),
             None => self.drive(cx),
         }
-        Ok(())
     }
 
     fn drive(&mut self, cx: &mut Turnover<'_>) {
@@ -433,28 +464,39 @@ impl Machine {
             let text = format!("more than {OPS} operations: split the saga into children");
             return self.break_off(Failure::new(FailureKind::Mismatch, text), cx);
         }
+        // Judged as a whole before anything is taken in: of a turn that is refused nothing counts, or
+        // its results would never be told again.
+        for new in &turn.ops {
+            if let Some(op) = self.op(new.number)
+                && (op.name != new.name || op.what != new.what)
+            {
+                let text = format!(
+                    "operation {} was {:?} and is {:?} now, or has another value",
+                    new.number, op.name, new.name
+                );
+                return self.break_off(Failure::new(FailureKind::Mismatch, text), cx);
+            }
+        }
         for &number in &turn.fed {
             if let Some(op) = self.op_mut(number) {
                 op.fed = true;
             }
         }
+        // Operations stand in the order the turns asked for them. After a restart some stand behind
+        // that were asked for before it; each takes its place when it is asked for again.
+        let mut journaled = self.turns.last().map_or(0, |turn| turn.ops as usize);
         for new in turn.ops {
-            match self.op(new.number) {
-                Some(op) if op.name == new.name && op.what == new.what => {}
-                Some(op) => {
-                    let text = format!(
-                        "operation {} was {:?} and is {:?} now, or has another value",
-                        new.number, op.name, new.name
-                    );
-                    return self.break_off(Failure::new(FailureKind::Mismatch, text), cx);
-                }
-                None => self.schedule(new, cx),
+            match self.ops.iter().skip(journaled).position(|op| op.number == new.number) {
+                Some(0) => {}
+                Some(behind) => self.ops[journaled..=journaled + behind].rotate_right(1),
+                None => self.schedule(journaled, new, cx),
             }
+            journaled += 1;
         }
-        for number in turn.forgotten {
+        for &number in &turn.forgotten {
             self.forget(number, cx);
         }
-        self.turns.push(Fed { fed: turn.fed, ops: self.ops.len() as u32 });
+        self.turns.push(Fed { fed: turn.fed, ops: journaled as u32, forgotten: turn.forgotten });
         self.end = turn.end;
     }
 
@@ -465,9 +507,8 @@ impl Machine {
         self.phase = Phase::Broken;
     }
 
-    fn schedule(&mut self, new: NewOp, cx: &mut Turnover<'_>) {
-        let at = self.ops.len();
-        self.ops.push(Op {
+    fn schedule(&mut self, at: usize, new: NewOp, cx: &mut Turnover<'_>) {
+        let op = Op {
             number: new.number,
             name: new.name,
             what: new.what,
@@ -484,7 +525,8 @@ impl Machine {
             undo: UndoState::None,
             undo_attempts: 0,
             undo_error: None,
-        });
+        };
+        self.ops.insert(at, op);
         if !self.paused && self.granted {
             self.begin(at, cx);
         }
@@ -550,8 +592,19 @@ impl Machine {
         }
     }
 
+    /// It runs, or will again: a saga that is stuck keeps its place in the queue.
+    fn wants_place(&self) -> bool {
+        match self.phase {
+            Phase::Running | Phase::Broken => true,
+            Phase::Compensating | Phase::StuckUndos => self.restart_from.is_some(),
+            Phase::New | Phase::Completed | Phase::Compensated | Phase::Abandoned => false,
+        }
+    }
+
     fn granted(&mut self, cx: &mut Turnover<'_>) {
-        if self.phase == Phase::Running {
+        if self.granted {
+            // The answer to a question that was asked twice: it is the same place.
+        } else if self.wants_place() {
             self.granted = true;
             self.begin_held(cx);
         } else {
@@ -580,9 +633,7 @@ impl Machine {
         if op.is_pivot() {
             return op.unknown;
         }
-        self.ops
-            .iter()
-            .any(|other| other.is_pivot() && other.state == OpState::Done && other.number != op.number)
+        self.ops.iter().any(|other| other.is_pivot() && (other.unknown || other.state == OpState::Done))
     }
 
     fn attempted(
@@ -594,7 +645,9 @@ impl Machine {
         cx: &mut Turnover<'_>,
     ) {
         let clock = self.clock;
-        let unwinding = self.phase == Phase::Compensating;
+        let compensating = self.phase == Phase::Compensating;
+        // A restart gives up only what came from its step on.
+        let unwinding = compensating && self.is_affected(number);
         let Some(op) = self.op_mut(number) else { return };
         if op.generation != generation || op.state != OpState::InFlight {
             return;
@@ -611,7 +664,10 @@ impl Machine {
             Attempt::Failed { failure, may_have_acted, retry_after } => {
                 (failure, may_have_acted, retry_after)
             }
-            Attempt::NotDefined => return,
+            Attempt::NotDefined => {
+                let text = "the step was attempted and answered as an undo";
+                (Failure::new(FailureKind::Fatal, text), true, None)
+            }
         };
         op.unknown |= may_have_acted || earlier;
         op.error = Some(failure.clone());
@@ -628,7 +684,7 @@ impl Machine {
                 if let Some(op) = self.op_mut(number) {
                     op.state = OpState::Held;
                 }
-                if unwinding {
+                if compensating {
                     self.back_off(number, &policy, retry_after, true, cx);
                 } else {
                     self.break_off(failure, cx);
@@ -691,11 +747,12 @@ impl Machine {
                 }
             }
             TimerKey::Retry(number) => {
+                let affected = self.is_affected(number);
                 let Some(op) = self.op_mut(number) else { return };
                 if matches!(op.state, OpState::Backoff { .. }) {
                     op.state = OpState::Held;
                     // A pivot's outcome is found out even while the saga unwinds.
-                    if phase == Phase::Compensating && !paused {
+                    if phase == Phase::Compensating && !paused && affected {
                         op.state = OpState::InFlight;
                         op.attempts += 1;
                         cx.out.push(Command::Perform { op: number, direction: Direction::Run });
@@ -714,17 +771,18 @@ impl Machine {
                 let failure = Failure::new(FailureKind::Deadline, "the saga's deadline has passed");
                 if self.is_past_pivot() {
                     cx.out.push(Command::Alarm(failure.message));
-                } else if matches!(self.phase, Phase::Running | Phase::Broken) {
+                } else if matches!(self.phase, Phase::Running | Phase::Broken) || self.restart_from.is_some() {
+                    self.restart_from = None;
                     self.unwind(failure, cx);
                 }
             }
         }
     }
 
-    fn signal(&mut self, name: String, value: Blob) -> Result<(), Refusal> {
-        let status = self.status();
-        if status.is_ended() || self.phase == Phase::Compensating {
-            return Err(if status.is_ended() { Refusal::Ended(status) } else { Refusal::Compensating });
+    fn signal(&mut self, name: String, value: Blob, cx: &mut Turnover<'_>) -> Result<(), Refusal> {
+        self.refuse_ended()?;
+        if self.phase == Phase::Compensating && self.restart_from.is_none() {
+            return Err(Refusal::Compensating);
         }
         let clock = self.clock;
         let waiting = self.ops.iter_mut().find(|op| {
@@ -734,6 +792,9 @@ impl Machine {
         });
         match waiting {
             Some(op) => {
+                if matches!(op.state, OpState::Waiting { at: Some(_) }) {
+                    cx.out.push(Command::CancelTimer(TimerKey::Wait(op.number)));
+                }
                 op.state = OpState::Done;
                 op.ended = clock;
                 op.output = Some(value);
@@ -820,10 +881,12 @@ impl Machine {
 
     /// Something is still to be answered before anything may be undone.
     fn is_outstanding(&self) -> bool {
-        self.ops.iter().filter(|op| self.is_affected(op.number)).any(|op| match op.state {
-            OpState::InFlight | OpState::Backoff { .. } => true,
-            OpState::Held => true,
-            OpState::Waiting { .. } => matches!(op.what, What::Child { .. }),
+        self.ops.iter().any(|op| match op.state {
+            OpState::InFlight => true,
+            OpState::Backoff { .. } | OpState::Held => self.is_affected(op.number),
+            OpState::Waiting { .. } => {
+                matches!(op.what, What::Child { .. }) && self.is_affected(op.number)
+            }
             OpState::Done | OpState::Failed | OpState::Forgotten => false,
         })
     }
@@ -851,21 +914,17 @@ impl Machine {
         // that it may stand on.
         let unknown = |op: &Op| op.state != OpState::Done;
         let unknown_open = self.ops.iter().any(|op| op.undo.is_open() && unknown(op));
-        let mut begin = Vec::new();
-        for op in self.ops.iter().filter(|op| op.undo == UndoState::Pending) {
-            if unknown_open != unknown(op) {
-                continue;
-            }
-            // What was asked for after this one had ended may stand on it.
-            let stands_on = |later: &Op| later.scheduled >= op.ended && later.number != op.number;
-            if !self
-                .ops
-                .iter()
-                .any(|later| later.undo.is_open() && unknown(later) == unknown(op) && stands_on(later))
-            {
-                begin.push(op.number);
-            }
-        }
+        // What was asked for after another had ended may stand on it.
+        let latest = self
+            .ops
+            .iter()
+            .filter(|op| op.undo.is_open() && unknown(op) == unknown_open)
+            .map(|op| op.scheduled)
+            .max()
+            .unwrap_or(0);
+        let ready =
+            |op: &Op| op.undo == UndoState::Pending && unknown(op) == unknown_open && latest < op.ended;
+        let begin: Vec<OpNumber> = self.ops.iter().filter(|op| ready(op)).map(|op| op.number).collect();
         for number in begin {
             let Some(op) = self.op_mut(number) else { continue };
             op.undo = UndoState::InFlight;
@@ -928,19 +987,36 @@ impl Machine {
         let turn = self.turns.iter().position(|turn| turn.ops > first).unwrap_or(self.turns.len());
         self.turns.truncate(turn);
         self.ops.retain(|op| op.number < from);
-        let fed: Vec<OpNumber> = self.turns.iter().flat_map(|turn| turn.fed.iter().copied()).collect();
-        for op in &mut self.ops {
-            op.fed = fed.contains(&op.number);
-        }
         self.generation += 1;
         self.end = None;
         self.error = None;
         self.phase = Phase::Running;
         self.rebuild = true;
+        self.go_on(cx);
+        self.drive(cx);
+    }
+
+    /// Takes up again what was given up although the turns that are left in the journal wait for it.
+    fn go_on(&mut self, cx: &mut Turnover<'_>) {
+        let fed: BTreeSet<OpNumber> = self.turns.iter().flat_map(|turn| turn.fed.iter().copied()).collect();
+        let forgotten: BTreeSet<OpNumber> =
+            self.turns.iter().flat_map(|turn| turn.forgotten.iter().copied()).collect();
+        for op in &mut self.ops {
+            op.fed = fed.contains(&op.number);
+            let again = match op.state {
+                OpState::Forgotten => !forgotten.contains(&op.number),
+                OpState::Failed => !op.fed && op.undo == UndoState::None && op.has_attempts_left(),
+                _ => false,
+            };
+            if again {
+                op.state = OpState::Held;
+                op.ended = 0;
+            }
+        }
         if let (Some(limit), false) = (self.concurrency, self.granted) {
             cx.out.push(Command::Acquire(limit));
         }
-        self.drive(cx);
+        self.begin_held(cx);
     }
 
     // ---------------------------------------------------------------- what people ask for
@@ -1012,10 +1088,12 @@ impl Machine {
 
     /// While it unwinds only a pivot may be held, and its outcome must be known.
     fn resume_held_pivots(&mut self, cx: &mut Turnover<'_>) {
-        if self.phase != Phase::Compensating {
+        if self.phase != Phase::Compensating || self.paused {
             return;
         }
-        for op in self.ops.iter_mut().filter(|op| op.state == OpState::Held && op.is_pivot()) {
+        let from = self.restart_from.unwrap_or(0);
+        let held = |op: &&mut Op| op.number >= from && op.state == OpState::Held && op.is_pivot();
+        for op in self.ops.iter_mut().filter(held) {
             op.state = OpState::InFlight;
             op.attempts += 1;
             cx.out.push(Command::Perform { op: op.number, direction: Direction::Run });
@@ -1028,13 +1106,17 @@ impl Machine {
             Phase::Broken => {
                 self.phase = Phase::Running;
                 self.error = None;
-                if !matches!(self.end, Some(End::Completed(_))) {
+                if matches!(self.end, Some(End::Failed(_))) {
+                    // It returned an error after its pivot: it is asked again for its last word.
                     self.end = None;
+                    self.turns.pop();
                 }
-                self.begin_held(cx);
                 self.driving = false;
-                self.rebuild = true;
-                self.drive(cx);
+                self.go_on(cx);
+                if self.end.is_none() {
+                    self.rebuild = true;
+                    self.drive(cx);
+                }
                 Ok(())
             }
             Phase::StuckUndos => {
@@ -1046,22 +1128,25 @@ impl Machine {
                 Ok(())
             }
             _ => {
-                let mut found = false;
+                let waits = |op: &Op| {
+                    matches!(op.state, OpState::Backoff { .. }) || matches!(op.undo, UndoState::Backoff { .. })
+                };
+                if !self.ops.iter().any(waits) {
+                    return Err(Refusal::NothingToRetry);
+                }
                 for op in &mut self.ops {
                     if matches!(op.state, OpState::Backoff { .. }) {
                         op.state = OpState::Held;
                         cx.out.push(Command::CancelTimer(TimerKey::Retry(op.number)));
-                        found = true;
                     }
                     if matches!(op.undo, UndoState::Backoff { .. }) {
                         op.undo = UndoState::Pending;
                         cx.out.push(Command::CancelTimer(TimerKey::UndoRetry(op.number)));
-                        found = true;
                     }
                 }
                 self.resume_held_pivots(cx);
                 self.begin_held(cx);
-                if found { Ok(()) } else { Err(Refusal::NothingToRetry) }
+                Ok(())
             }
         }
     }
@@ -1129,7 +1214,7 @@ impl Machine {
         if !ended && !self.paused && status != Status::Stuck {
             return Err(Refusal::NotStill);
         }
-        if ended && self.parent.is_some() {
+        if self.parent.is_some() && (ended || self.undone_for_parent) {
             return Err(Refusal::IsChild);
         }
         if self.ops.iter().any(|op| op.number < from && op.undo != UndoState::None) {
@@ -1140,9 +1225,6 @@ impl Machine {
             return Err(Refusal::PastPivot);
         }
         self.paused = false;
-        if ended {
-            self.granted = self.concurrency.is_none();
-        }
         self.restart_from = Some(from);
         self.driving = false;
         self.unwind(Failure::new(FailureKind::Cancelled, "restarted"), cx);
@@ -1188,8 +1270,9 @@ impl Machine {
     }
 
     fn finish(&mut self, phase: Phase, cx: &mut Turnover<'_>) {
-        let had_place = self.granted;
+        let had_place = std::mem::replace(&mut self.granted, self.concurrency.is_none());
         self.phase = phase;
+        self.paused = false;
         self.driving = false;
         self.rebuild = false;
         self.signals = Vec::new();

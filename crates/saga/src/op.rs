@@ -264,6 +264,12 @@ impl Op {
         }
     }
 
+    /// It was given up before its policy says so: by unwinding.
+    pub(crate) fn has_attempts_left(&self) -> bool {
+        let refused = self.error.as_ref().is_some_and(|error| error.kind == FailureKind::Business);
+        self.acts() && !refused && self.attempts < self.policy().attempts
+    }
+
     /// A step or closure: something that acts.
     #[must_use]
     pub fn acts(&self) -> bool {
