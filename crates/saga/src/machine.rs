@@ -149,6 +149,14 @@ struct Turnover<'a> {
     out: &'a mut Vec<Command>,
 }
 
+/// Where an operation stands; at its number, unless operations were asked for out of order.
+fn find(ops: &[Op], number: OpNumber) -> Option<usize> {
+    match ops.get(number as usize) {
+        Some(op) if op.number == number => Some(number as usize),
+        _ => ops.iter().position(|op| op.number == number),
+    }
+}
+
 impl Machine {
     /// Tells the machine what happened. The same events in the same order give the same state.
     ///
@@ -312,10 +320,7 @@ impl Machine {
     /// One operation.
     #[must_use]
     pub fn op(&self, number: OpNumber) -> Option<&Op> {
-        match self.ops.get(number as usize) {
-            Some(op) if op.number == number => Some(op),
-            _ => self.ops.iter().find(|op| op.number == number),
-        }
+        find(&self.ops, number).map(|at| &self.ops[at])
     }
 
     /// Its output, once it has completed.
@@ -348,9 +353,17 @@ impl Machine {
     /// Results that its function has not been told, in the order they came.
     #[must_use]
     pub fn unfed(&self) -> Vec<&Op> {
-        let mut unfed: Vec<&Op> = self.ops.iter().filter(|op| op.is_resolved() && !op.fed).collect();
+        let mut unfed: Vec<&Op> = self.asked().iter().filter(|op| op.is_resolved() && !op.fed).collect();
         unfed.sort_by_key(|op| (op.ended, op.number));
         unfed
+    }
+
+    /// Operations that the journaled turns asked for. After a restart there may be others behind them,
+    /// made by then and to be asked for again: numbers are given at creation, so that telling their
+    /// results too early could give another operation their number.
+    fn asked(&self) -> &[Op] {
+        let asked = self.turns.last().map_or(0, |turn| turn.ops as usize);
+        &self.ops[..asked.min(self.ops.len())]
     }
 
     /// True when a failure of this operation's next attempt may be the function's to handle; false
@@ -451,7 +464,10 @@ impl Machine {
         if self.phase != Phase::Running || self.end.is_some() {
             return;
         }
-        let fits = turn.fed.iter().all(|&n| self.op(n).is_some_and(|op| op.is_resolved() && !op.fed));
+        let fits = turn.fed.iter().all(|&number| {
+            let op = find(self.asked(), number).map(|at| &self.ops[at]);
+            op.is_some_and(|op| op.is_resolved() && !op.fed)
+        });
         if turn.index as usize != self.turns.len() || !fits {
             self.rebuild = true;
             return;
@@ -484,7 +500,7 @@ impl Machine {
         }
         // Operations stand in the order the turns asked for them. After a restart some stand behind
         // that were asked for before it; each takes its place when it is asked for again.
-        let mut journaled = self.turns.last().map_or(0, |turn| turn.ops as usize);
+        let mut journaled = self.asked().len();
         for new in turn.ops {
             match self.ops.iter().skip(journaled).position(|op| op.number == new.number) {
                 Some(0) => {}
@@ -508,24 +524,7 @@ impl Machine {
     }
 
     fn schedule(&mut self, at: usize, new: NewOp, cx: &mut Turnover<'_>) {
-        let op = Op {
-            number: new.number,
-            name: new.name,
-            what: new.what,
-            generation: self.generation,
-            scheduled: self.clock,
-            ended: 0,
-            state: OpState::Held,
-            attempts: 0,
-            unknown: false,
-            fed: false,
-            alarm: false,
-            output: None,
-            error: None,
-            undo: UndoState::None,
-            undo_attempts: 0,
-            undo_error: None,
-        };
+        let op = Op::new(new, self.generation, self.clock);
         self.ops.insert(at, op);
         if !self.paused && self.granted {
             self.begin(at, cx);
@@ -615,10 +614,7 @@ impl Machine {
     // ---------------------------------------------------------------- results
 
     fn op_mut(&mut self, number: OpNumber) -> Option<&mut Op> {
-        match self.ops.get(number as usize) {
-            Some(op) if op.number == number => self.ops.get_mut(number as usize),
-            _ => self.ops.iter_mut().find(|op| op.number == number),
-        }
+        find(&self.ops, number).map(|at| &mut self.ops[at])
     }
 
     /// A pivot acted, or may have.
@@ -771,7 +767,8 @@ impl Machine {
                 let failure = Failure::new(FailureKind::Deadline, "the saga's deadline has passed");
                 if self.is_past_pivot() {
                     cx.out.push(Command::Alarm(failure.message));
-                } else if matches!(self.phase, Phase::Running | Phase::Broken) || self.restart_from.is_some() {
+                } else if matches!(self.phase, Phase::Running | Phase::Broken) || self.restart_from.is_some()
+                {
                     self.restart_from = None;
                     self.unwind(failure, cx);
                 }
@@ -844,7 +841,6 @@ impl Machine {
     fn unwind(&mut self, failure: Failure, cx: &mut Turnover<'_>) {
         if self.restart_from.is_none() {
             self.error = Some(failure);
-            self.end.get_or_insert(End::Failed(Failure::new(FailureKind::Cancelled, "")));
         }
         self.phase = Phase::Compensating;
         let clock = self.clock;
@@ -884,9 +880,7 @@ impl Machine {
         self.ops.iter().any(|op| match op.state {
             OpState::InFlight => true,
             OpState::Backoff { .. } | OpState::Held => self.is_affected(op.number),
-            OpState::Waiting { .. } => {
-                matches!(op.what, What::Child { .. }) && self.is_affected(op.number)
-            }
+            OpState::Waiting { .. } => matches!(op.what, What::Child { .. }) && self.is_affected(op.number),
             OpState::Done | OpState::Failed | OpState::Forgotten => false,
         })
     }
@@ -981,19 +975,32 @@ impl Machine {
         }
     }
 
-    /// The steps from `from` on are undone: the function runs again up to there and goes on anew.
+    /// The steps from `from` on are undone: they run again under the next generation.
+    ///
+    /// The turn that first asked for one of them is kept, with all before it: what it was told is
+    /// before `from`, so that the function asks for the same again, under the same numbers. Every
+    /// operation below `from` was made by then.
     fn run_again(&mut self, from: OpNumber, cx: &mut Turnover<'_>) {
         let first = self.ops.iter().position(|op| op.number >= from).unwrap_or(self.ops.len()) as u32;
-        let turn = self.turns.iter().position(|turn| turn.ops > first).unwrap_or(self.turns.len());
-        self.turns.truncate(turn);
-        self.ops.retain(|op| op.number < from);
+        if let Some(turn) = self.turns.iter().position(|turn| turn.ops > first)
+            && turn + 1 < self.turns.len()
+        {
+            self.turns.truncate(turn + 1);
+            self.end = None;
+        }
         self.generation += 1;
-        self.end = None;
+        let (asked, clock, generation) = (self.asked().len(), self.clock, self.generation);
+        let mut behind = self.ops.split_off(asked);
+        behind.retain(|op| op.number < from);
+        for op in self.ops.iter_mut().filter(|op| op.number >= from) {
+            let new = NewOp { number: op.number, name: op.name.clone(), what: op.what.clone() };
+            *op = Op::new(new, generation, clock);
+        }
+        self.ops.append(&mut behind);
         self.error = None;
         self.phase = Phase::Running;
         self.rebuild = true;
         self.go_on(cx);
-        self.drive(cx);
     }
 
     /// Takes up again what was given up although the turns that are left in the journal wait for it.
@@ -1003,6 +1010,10 @@ impl Machine {
             self.turns.iter().flat_map(|turn| turn.forgotten.iter().copied()).collect();
         for op in &mut self.ops {
             op.fed = fed.contains(&op.number);
+            let waits = matches!(op.what, What::Sleep { .. } | What::Signal { .. });
+            if waits && op.state == OpState::Held && forgotten.contains(&op.number) {
+                op.state = OpState::Forgotten;
+            }
             let again = match op.state {
                 OpState::Forgotten => !forgotten.contains(&op.number),
                 OpState::Failed => !op.fed && op.undo == UndoState::None && op.has_attempts_left(),
@@ -1129,7 +1140,8 @@ impl Machine {
             }
             _ => {
                 let waits = |op: &Op| {
-                    matches!(op.state, OpState::Backoff { .. }) || matches!(op.undo, UndoState::Backoff { .. })
+                    matches!(op.state, OpState::Backoff { .. })
+                        || matches!(op.undo, UndoState::Backoff { .. })
                 };
                 if !self.ops.iter().any(waits) {
                     return Err(Refusal::NothingToRetry);
@@ -1241,31 +1253,41 @@ impl Machine {
     // ---------------------------------------------------------------- after every event
 
     fn settle(&mut self, cx: &mut Turnover<'_>) {
-        if self.phase == Phase::Running {
-            match &self.end {
-                None => {
-                    if self.ops.iter().any(|op| op.is_resolved() && !op.fed) || self.rebuild {
-                        self.drive(cx);
-                    }
-                }
-                Some(End::Completed(_)) => {
-                    // A step that lost a `select` still acts: it is answered before the saga ends.
-                    if !self.is_outstanding() {
-                        self.finish(Phase::Completed, cx);
-                    }
-                }
-                Some(End::Failed(failure)) => {
-                    let failure = failure.clone();
-                    self.unwind(failure, cx);
-                }
-                Some(End::Broken(failure)) => {
-                    let failure = failure.clone();
-                    self.break_off(failure, cx);
-                }
-            }
-        }
+        self.settle_running(cx);
         if self.phase == Phase::Compensating {
             self.advance_unwinding(cx);
+            // A restart: it runs again, and may have ended in the turn that is run again.
+            self.settle_running(cx);
+            if self.phase == Phase::Compensating {
+                self.advance_unwinding(cx);
+            }
+        }
+    }
+
+    fn settle_running(&mut self, cx: &mut Turnover<'_>) {
+        if self.phase != Phase::Running {
+            return;
+        }
+        match &self.end {
+            None => {
+                if self.asked().iter().any(|op| op.is_resolved() && !op.fed) || self.rebuild {
+                    self.drive(cx);
+                }
+            }
+            Some(End::Completed(_)) => {
+                // A step that lost a `select` still acts: it is answered before the saga ends.
+                if !self.is_outstanding() {
+                    self.finish(Phase::Completed, cx);
+                }
+            }
+            Some(End::Failed(failure)) => {
+                let failure = failure.clone();
+                self.unwind(failure, cx);
+            }
+            Some(End::Broken(failure)) => {
+                let failure = failure.clone();
+                self.break_off(failure, cx);
+            }
         }
     }
 

@@ -241,6 +241,28 @@ pub struct Op {
 }
 
 impl Op {
+    /// An operation as it is journaled, before it begins.
+    pub(crate) fn new(new: NewOp, generation: u32, scheduled: u32) -> Self {
+        Self {
+            number: new.number,
+            name: new.name,
+            what: new.what,
+            generation,
+            scheduled,
+            ended: 0,
+            state: OpState::Held,
+            attempts: 0,
+            unknown: false,
+            fed: false,
+            alarm: false,
+            output: None,
+            error: None,
+            undo: UndoState::None,
+            undo_attempts: 0,
+            undo_error: None,
+        }
+    }
+
     /// Its policy, when it is a step.
     #[must_use]
     pub fn policy(&self) -> Policy {

@@ -91,15 +91,14 @@ impl Checks {
         }
         self.note_ops(view);
         self.an_exhausted_undo_stops_no_other(view)?;
-        self.books_agree_with_outstanding(view)?;
-        self.never_lost(view)?;
         if view.after.status().is_ended() {
-            self.ended_is_over(view)?;
             self.completed_has_output(view)?;
+            self.ended_is_over(view)?;
             self.parent_is_told_once(view)?;
             self.place_is_given_back(view)?;
         }
-        Ok(())
+        self.books_agree_with_outstanding(view)?;
+        self.never_lost(view)
     }
 
     fn command(&mut self, view: &View<'_>, command: &Command) -> Verdict {
@@ -299,8 +298,7 @@ impl Checks {
                 | Event::ChildEnded { .. }
                 | Event::ChildUndone { .. }
         );
-        let same =
-            view.before.ops() == view.after.ops() && view.before.status() == view.after.status();
+        let same = view.before.ops() == view.after.ops() && view.before.status() == view.after.status();
         if view.before.status().is_ended() && late && (!same || !view.commands.is_empty()) {
             return broken("late", format!("{:?} changed a saga that had ended", view.event));
         }
@@ -442,9 +440,10 @@ impl Checks {
         // The deadline alone moves nothing forward.
         let deadline = |c: &Command| matches!(c, Command::SetTimer(TimerKey::Deadline, _));
         let comes = view.after.outstanding().iter().any(|command| !deadline(command));
-        let signal = view.after.ops().iter().any(|op| {
-            matches!(op.what, What::Signal { .. }) && matches!(op.state, OpState::Waiting { .. })
-        });
+        let signal =
+            view.after.ops().iter().any(|op| {
+                matches!(op.what, What::Signal { .. }) && matches!(op.state, OpState::Waiting { .. })
+            });
         if !resting && !comes && !signal {
             return broken("never lost", format!("{status} after {:?}, and nothing will come", view.event));
         }
@@ -471,8 +470,7 @@ impl Checks {
         }
         for ((number, generation), entry) in &self.entries {
             let acted = entry.acted == Acted::Yes || (entry.acted == Acted::May && !entry.atomic);
-            let goes_on =
-                renewed && view.after.op(*number).is_some_and(|op| op.generation == *generation);
+            let goes_on = renewed && view.after.op(*number).is_some_and(|op| op.generation == *generation);
             if acted && !entry.settled && !goes_on {
                 return broken("undone", format!("{number} acted ({:?}) and is not undone", entry.acted));
             }
@@ -535,6 +533,11 @@ impl Checks {
     /// Attempts that may still be answered.
     pub(crate) fn runs(&self) -> &BTreeSet<OpNumber> {
         &self.runs
+    }
+
+    /// A person paused it.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused
     }
 
     /// The limit counts this saga.

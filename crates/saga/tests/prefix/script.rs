@@ -111,8 +111,7 @@ pub(crate) fn interpret(s: Saga<()>, node: Node, told: u64) -> BoxFuture<Result<
             }
             Node::CrossedJoin(a, b) => {
                 let (a, b) = (step(&s, &a, rule, told), step(&s, &b, rule, told));
-                let (b, a): (Blob, Blob) =
-                    s.join(Ours(b), Ours(a)).await?;
+                let (b, a): (Blob, Blob) = s.join(Ours(b), Ours(a)).await?;
                 Ok(told ^ number(&b) ^ number(&a).rotate_left(3))
             }
             Node::Refuse => Err(SagaError::business("the script refuses")),
@@ -151,8 +150,8 @@ impl<'a> Generator<'a> {
     pub(crate) fn script(random: &'a mut Random) -> Node {
         let pivots = random.chance(1, 3);
         let mut this = Self { random, names: 0, pivots };
-        let mut nodes = this.nodes(2, 2);
-        if this.random.chance(1, 3) {
+        let mut nodes = this.nodes(3, 2);
+        if this.random.chance(1, 4) {
             nodes.push(Node::Refuse);
         }
         Node::Sequence(nodes)

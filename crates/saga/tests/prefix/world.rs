@@ -58,6 +58,8 @@ pub(crate) type Log = Vec<(Time, Event)>;
 pub(crate) struct World {
     pub(crate) machine: Machine,
     pub(crate) log: Log,
+    /// The state after each event of this process.
+    pub(crate) states: Vec<Machine>,
     pub(crate) checks: Checks,
     pub(crate) kinds: BTreeMap<&'static str, u64>,
     registry: Registry<()>,
@@ -77,6 +79,10 @@ pub(crate) struct World {
     last: Option<Event>,
     healing: bool,
     helped: u32,
+    /// Of 100 answers, so many are bad.
+    faults: u64,
+    /// Of 100 events, so many come from people.
+    people: u64,
 }
 
 /// The randomness of an event follows from its place in the log.
@@ -98,6 +104,7 @@ impl World {
         Self {
             machine: Machine::default(),
             log: Log::new(),
+            states: Vec::new(),
             checks: Checks::default(),
             kinds: BTreeMap::new(),
             registry: script::registry(),
@@ -116,6 +123,8 @@ impl World {
             last: None,
             healing: false,
             helped: 0,
+            faults: [0, 10, 40][Random::new(seed ^ 1).below(3) as usize],
+            people: [2, 10, 30][Random::new(seed ^ 2).below(3) as usize],
         }
     }
 
@@ -132,7 +141,30 @@ impl World {
 
     /// This script, with nothing around it.
     pub(crate) fn start_plain(seed: u64, script: &Node) -> Result<Self, Broken> {
-        Self::start_with(seed, Random::new(seed), Tamper::default(), script, None, None, None, true)
+        let random = Random::new(seed);
+        let mut this = Self::start_with(seed, random, Tamper::default(), script, None, None, None, true)?;
+        (this.faults, this.people) = (0, 0);
+        Ok(this)
+    }
+
+    /// An attempt of the step of this name ends so.
+    pub(crate) fn answer(&mut self, name: &str, attempt: Attempt) -> Verdict {
+        let found =
+            self.runs.iter().position(|(op, _)| self.machine.op(*op).is_some_and(|op| op.name == name));
+        let (op, generation) = self.runs.remove(found.expect("it is being attempted"));
+        let event = Event::Attempted {
+            op,
+            generation,
+            direction: Direction::Run,
+            earlier: false,
+            attempt,
+            turn: None,
+        };
+        self.event(event)?;
+        while self.drive.is_some() {
+            self.turn()?;
+        }
+        Ok(())
     }
 
     fn start_with(
@@ -176,8 +208,7 @@ impl World {
         for (index, (now, event)) in log.iter().enumerate() {
             let before = this.machine.clone();
             let mut out = Vec::new();
-            let refused =
-                this.machine.handle(*now, &mut jitter(seed, index), event.clone(), &mut out).err();
+            let refused = this.machine.handle(*now, &mut jitter(seed, index), event.clone(), &mut out).err();
             let view = View {
                 before: &before,
                 event,
@@ -186,8 +217,10 @@ impl World {
                 after: &this.machine,
             };
             this.checks.event(&view)?;
+            let lost = index + 1 == log.len();
             for command in out {
                 match command {
+                    Command::Acquire(_) | Command::StartChild(_) if lost => {}
                     Command::Acquire(_) if this.place == Place::Free => this.place = Place::Queued,
                     Command::Release => this.place = Place::Free,
                     Command::StartChild(op) => this.child(op).started = true,
@@ -254,6 +287,7 @@ impl World {
         self.checks.event(&view)?;
         if refused.is_none() {
             self.log.push((self.now, event.clone()));
+            self.states.push(self.machine.clone());
             self.last = Some(event);
         }
         self.carry_out(out);
@@ -265,8 +299,7 @@ impl World {
             match command {
                 Command::Perform { op, direction } => {
                     let generation = self.machine.op(op).map_or(0, |op| op.generation);
-                    let list =
-                        if direction == Direction::Run { &mut self.runs } else { &mut self.undos };
+                    let list = if direction == Direction::Run { &mut self.runs } else { &mut self.undos };
                     list.push((op, generation));
                 }
                 Command::Drive { rebuild } => self.drive = Some(rebuild),
@@ -295,7 +328,7 @@ impl World {
     /// Lets something happen; false when nothing is left that happens by itself.
     pub(crate) fn step(&mut self) -> Result<bool, Broken> {
         self.now = self.now + Duration::from_millis(self.random.below(20));
-        if !self.healing && self.random.chance(1, 12) {
+        if !self.healing && self.random.chance(self.people, 100) {
             self.somebody()?;
             return Ok(true);
         }
@@ -332,8 +365,7 @@ impl World {
             Attempt::Done(output) => self.eager(op, output),
             _ => None,
         };
-        let event =
-            Event::Attempted { op, generation, direction: Direction::Run, earlier, attempt, turn };
+        let event = Event::Attempted { op, generation, direction: Direction::Run, earlier, attempt, turn };
         self.event(event)
     }
 
@@ -364,18 +396,17 @@ impl World {
             may_have_acted,
             retry_after: None,
         };
-        if self.healing {
+        if self.healing || !self.random.chance(self.faults, 100) {
             return Attempt::Done(Blob::of(&self.random.next_u64()).expect("a number"));
         }
-        match self.random.below(40) {
+        match self.random.below(14) {
             0..=3 => failed(FailureKind::Business, false),
             4..=6 => failed(FailureKind::Transient, self.random.chance(1, 2)),
             7..=9 => failed(FailureKind::TimedOut, true),
             10 => failed(FailureKind::Panicked, true),
             11 => failed(FailureKind::Fatal, self.random.chance(1, 2)),
             12 => failed(FailureKind::Misconfigured, false),
-            13 => failed(FailureKind::Unregistered, false),
-            _ => Attempt::Done(Blob::of(&self.random.next_u64()).expect("a number")),
+            _ => failed(FailureKind::Unregistered, false),
         }
     }
 
@@ -401,7 +432,7 @@ impl World {
         let rebuild = self.drive.take().unwrap_or(true);
         let index = self.machine.turns().len() as u32;
         let broken = |failure| Turn { index, end: Some(End::Broken(failure)), ..Turn::default() };
-        if !self.healing && self.random.chance(1, 30) {
+        if !self.healing && self.random.chance(self.faults, 1000) {
             self.runner = None;
             let failure = Failure::new(FailureKind::BodyPanicked, "the saga's function panicked");
             return self.event(Event::Driven(broken(failure)));
@@ -440,7 +471,7 @@ impl World {
         let busy: Vec<(OpNumber, u32)> =
             self.children.iter().filter(|(_, child)| busy(child)).map(|(key, _)| *key).collect();
         let Some(&(op, generation)) = self.random.pick(&busy) else { return Ok(()) };
-        let bad = !self.healing && self.random.chance(1, 4);
+        let bad = !self.healing && self.random.chance(self.faults, 100);
         let output = Blob::of(&self.random.next_u64()).expect("a number");
         let Some(child) = self.children.get_mut(&(op, generation)) else { return Ok(()) };
         if child.undo {
@@ -464,13 +495,13 @@ impl World {
         let op = self.random.below(ops.max(1)) as OpNumber;
         let value = Blob::of(&self.random.next_u64()).expect("a number");
         let event = match self.random.below(24) {
-            0 | 1 => Event::Cancel,
-            2..=4 => Event::Pause,
+            0 if self.random.chance(1, 3) => Event::Cancel,
+            1..=4 => Event::Pause,
             5..=7 => Event::Resume,
             8 | 9 => Event::Retry,
             10 => Event::Skip(op),
             11 => Event::Resolve(op, value),
-            12..=14 => Event::Restart(op),
+            12..=14 if self.checks.is_paused() || self.random.chance(1, 4) => Event::Restart(op),
             15 if self.random.chance(1, 3) => Event::Abandon,
             16 => match (self.machine.status(), self.machine.parent()) {
                 (Status::Completed, Some(_)) => Event::Compensate,
@@ -495,6 +526,14 @@ impl World {
                 continue;
             }
             if self.machine.status().is_ended() {
+                if self.helped == 0 && self.random.chance(1, 4) {
+                    // Also after its end a person may want a part of it done again.
+                    self.helped += 1;
+                    let ops = self.machine.ops().len() as u64;
+                    let from = self.random.below(ops.max(1)) as OpNumber;
+                    self.event(Event::Restart(from))?;
+                    continue;
+                }
                 if self.machine.status() == Status::Completed
                     && self.machine.parent().is_some()
                     && self.random.chance(1, 2)
@@ -513,9 +552,10 @@ impl World {
 
     fn help(&mut self) -> Verdict {
         self.helped += 1;
-        let waits = self.machine.ops().iter().find(|op| {
-            matches!(op.what, What::Signal { .. }) && matches!(op.state, OpState::Waiting { .. })
-        });
+        let waits =
+            self.machine.ops().iter().find(|op| {
+                matches!(op.what, What::Signal { .. }) && matches!(op.state, OpState::Waiting { .. })
+            });
         let idle = self.children.values_mut().find(|child| child.idle && child.started);
         let failed = self.machine.ops().iter().find(|op| op.undo == UndoState::Failed);
         let event = match self.machine.status() {
@@ -523,7 +563,7 @@ impl World {
             Status::Stuck => match (failed, self.random.below(3)) {
                 _ if self.helped > 20 => Event::Abandon,
                 (Some(op), 0) => Event::Skip(op.number),
-                (Some(op), 1) => Event::Resolve(op.number, Blob::default()),
+                (Some(op), 1) => Event::Resolve(op.number, Blob::of(&9u64).expect("a number")),
                 _ => Event::Retry,
             },
             _ => match (waits, idle) {
@@ -534,7 +574,11 @@ impl World {
                 (None, Some(child)) => {
                     // A child that did nothing so far goes on by itself.
                     child.idle = false;
-                    return Ok(());
+                    return if self.machine.status() == Status::Compensating {
+                        self.checks.every_saga_ends(&self.machine)
+                    } else {
+                        Ok(())
+                    };
                 }
                 (None, None) => return self.checks.every_saga_ends(&self.machine),
             },
@@ -550,11 +594,7 @@ fn busy(child: &Child) -> bool {
 
 /// What the function has not been told.
 pub(crate) fn unfed(machine: &Machine) -> Vec<(OpNumber, Resolution)> {
-    machine
-        .unfed()
-        .iter()
-        .filter_map(|op| Some((op.number, resolution(machine, op.number)?)))
-        .collect()
+    machine.unfed().iter().filter_map(|op| Some((op.number, resolution(machine, op.number)?))).collect()
 }
 
 fn kind(event: &Event) -> &'static str {
