@@ -468,7 +468,9 @@ impl Machine {
             let op = find(self.asked(), number).map(|at| &self.ops[at]);
             op.is_some_and(|op| op.is_resolved() && !op.fed)
         });
-        if turn.index as usize != self.turns.len() || !fits {
+        // That it cannot go on is true of every generation.
+        let ours = turn.generation == self.generation || matches!(turn.end, Some(End::Broken(_)));
+        if turn.index as usize != self.turns.len() || !ours || !fits {
             self.rebuild = true;
             return;
         }

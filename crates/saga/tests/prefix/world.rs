@@ -76,7 +76,6 @@ pub(crate) struct World {
     place: Place,
     children: BTreeMap<(OpNumber, u32), Child>,
     tamper: Tamper,
-    last: Option<Event>,
     healing: bool,
     helped: u32,
     /// Of 100 answers, so many are bad.
@@ -120,7 +119,6 @@ impl World {
             place: Place::Free,
             children: BTreeMap::new(),
             tamper,
-            last: None,
             healing: false,
             helped: 0,
             faults: [0, 10, 40][Random::new(seed ^ 1).below(3) as usize],
@@ -286,9 +284,8 @@ impl World {
         };
         self.checks.event(&view)?;
         if refused.is_none() {
-            self.log.push((self.now, event.clone()));
+            self.log.push((self.now, event));
             self.states.push(self.machine.clone());
-            self.last = Some(event);
         }
         self.carry_out(out);
         Ok(())
@@ -448,11 +445,11 @@ impl World {
             }
         }
         let results = unfed(&self.machine);
-        let turn = match &mut self.runner {
-            Some(runner) => runner.turn(results),
-            None => return Ok(()),
-        };
-        if let Some(End::Broken(failure)) = &turn.end {
+        let Some(runner) = &mut self.runner else { return Ok(()) };
+        // A late answer may have told its end while this turn was on its way.
+        let live = runner.is_live();
+        let turn = runner.turn(results);
+        if live && let Some(End::Broken(failure)) = &turn.end {
             // A script never panics, and never awaits anything foreign.
             return Err(Broken { rule: "journal", how: format!("{failure:?}") });
         }
@@ -508,11 +505,18 @@ impl World {
                 _ => return Ok(()),
             },
             17 if self.checks.holds_place() => Event::Granted,
-            18 | 19 => match self.last.clone() {
-                // The answer comes a second time.
-                Some(event @ (Event::Attempted { .. } | Event::Driven(_))) => event,
-                _ => return Ok(()),
-            },
+            18 | 19 => {
+                // An answer comes a second time, soon or very late.
+                let told = |event: &Event| matches!(event, Event::Attempted { .. } | Event::Driven(_));
+                let early = self.random.chance(1, 2);
+                let from = if early { 0 } else { self.log.len().saturating_sub(3) };
+                let again: Vec<Event> =
+                    self.log[from..].iter().map(|(_, event)| event.clone()).filter(told).collect();
+                match self.random.pick(&again) {
+                    Some(event) => event.clone(),
+                    None => return Ok(()),
+                }
+            }
             _ => Event::Signal { name: ["go", "stop"][op as usize % 2].to_owned(), value },
         };
         self.event(event)
