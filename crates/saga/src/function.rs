@@ -89,7 +89,6 @@ impl<C: 'static> Saga<C> {
     }
 
     /// A step whose type is not known here: a value that the step registered as `registered` reads.
-    #[must_use]
     pub fn step_as(&self, registered: &str, value: Blob, policy: Policy) -> Operation<Resolution> {
         let what = What::Step { value, policy: Some(policy) };
         self.create(registered, what, |resolution| resolution)
@@ -122,19 +121,16 @@ impl<C: 'static> Saga<C> {
     }
 
     /// Waits. Ends early, with an error, only when the saga is cancelled.
-    #[must_use]
     pub fn sleep(&self, length: Duration) -> Operation<Result<(), SagaError>> {
         self.create("sleep", What::Sleep { length }, |r| r.map(|_| ()).map_err(SagaError))
     }
 
     /// [`Saga::sleep`] under a name.
-    #[must_use]
     pub fn sleep_as(&self, name: &str, length: Duration) -> Operation<Result<(), SagaError>> {
         self.create(name, What::Sleep { length }, |r| r.map(|_| ()).map_err(SagaError))
     }
 
     /// Waits for a signal. One that came before it is asked for is kept.
-    #[must_use]
     pub fn signal<T: DeserializeOwned>(&self, name: &str) -> Operation<Result<T, SagaError>> {
         self.create(name, What::Signal { within: None }, read_value)
     }
