@@ -10,7 +10,12 @@
 //! - nothing is undone while an attempt of a step is outstanding; unknown outcomes are undone first;
 //!   a step is undone only when everything that was asked for after it had ended is;
 //! - one undo that is exhausted stops no other; the saga is stuck only when the others have ended;
-//! - once a pivot acted, or may have, nothing is undone and nothing is given up;
+//! - once a pivot acted, or may have, nothing is undone and nothing is given up (a person may still
+//!   restart from a later step);
+//! - a refused event, and an answer that comes after the end, change nothing;
+//! - a place of the limit is given back once; a saga that is stuck keeps its own;
+//! - a restart keeps the turn that first asked for one of its steps, so that every result that is
+//!   kept stays the result of the same operation;
 //! - [`Machine::outstanding`] says from the state alone what is still to be answered: whoever
 //!   recovers a saga from any prefix of its log carries that out and loses nothing.
 //!
@@ -183,7 +188,7 @@ impl Machine {
             | Event::Timer(_)
             | Event::ChildEnded { .. }
             | Event::ChildUndone { .. }
-                if self.status().is_ended() =>
+                if self.has_ended() =>
             {
                 return Ok(());
             }
@@ -255,6 +260,10 @@ impl Machine {
                 }
             }
         }
+    }
+
+    fn has_ended(&self) -> bool {
+        matches!(self.phase, Phase::Completed | Phase::Compensated | Phase::Abandoned)
     }
 
     /// True before its start.
@@ -377,7 +386,7 @@ impl Machine {
     #[must_use]
     pub fn outstanding(&self) -> Vec<Command> {
         let mut out = Vec::new();
-        if self.status().is_ended() {
+        if self.has_ended() {
             return out;
         }
         let left = |at: Time| at.since(self.updated);
@@ -1035,8 +1044,7 @@ impl Machine {
     // ---------------------------------------------------------------- what people ask for
 
     fn refuse_ended(&mut self) -> Result<(), Refusal> {
-        let status = self.status();
-        if status.is_ended() { Err(Refusal::Ended(status)) } else { Ok(()) }
+        if self.has_ended() { Err(Refusal::Ended(self.status())) } else { Ok(()) }
     }
 
     fn cancel(&mut self, cx: &mut Turnover<'_>) -> Result<(), Refusal> {

@@ -144,19 +144,21 @@ impl Checks {
                 self.limited = start.concurrency.is_some();
                 self.child = start.parent.is_some();
             }
-            Event::Attempted { op, generation, direction: Direction::Run, earlier, attempt, .. } => {
-                if self.runs.contains(op) && before.op(*op).is_some_and(|o| o.generation == *generation) {
-                    self.runs.remove(op);
-                    self.note_attempt((*op, *generation), *earlier, attempt);
-                }
-            }
-            Event::Attempted { op, generation, direction: Direction::Undo, attempt, .. } => {
-                if before.op(*op).is_some_and(|o| o.generation == *generation) {
-                    self.undos.remove(op);
-                    if let Some(entry) = self.entries.get_mut(&(*op, *generation)) {
-                        entry.undone |= matches!(attempt, Attempt::Done(_));
-                        entry.settled |= !matches!(attempt, Attempt::Failed { .. });
+            // Of an operation of another generation, or of one that nobody attempts, it is no answer.
+            Event::Attempted { op, generation, direction, earlier, attempt, .. }
+                if before.op(*op).is_some_and(|op| op.generation == *generation) =>
+            {
+                match direction {
+                    Direction::Run if self.runs.remove(op) => {
+                        self.note_attempt((*op, *generation), *earlier, attempt);
                     }
+                    Direction::Undo if self.undos.remove(op) => {
+                        if let Some(entry) = self.entries.get_mut(&(*op, *generation)) {
+                            entry.undone |= matches!(attempt, Attempt::Done(_));
+                            entry.settled |= !matches!(attempt, Attempt::Failed { .. });
+                        }
+                    }
+                    _ => {}
                 }
             }
             Event::ChildEnded { op, generation, result } => {

@@ -1,6 +1,6 @@
 //! For each rule a fault that breaks it, made here: a check that cannot fail proves nothing.
 
-use crate::world::Tamper;
+use crate::world::{AlterCommands, Tamper};
 use crate::{every_prefix, live};
 use rallypoint_base::random::Random;
 use rallypoint_base::time::Time;
@@ -35,7 +35,7 @@ fn event(alter: fn(&mut Event)) -> Tamper {
     Tamper { event: Some(alter), ..Tamper::default() }
 }
 
-fn commands(alter: fn(&Machine, &Event, &Machine, &mut Vec<Command>)) -> Tamper {
+fn commands(alter: AlterCommands) -> Tamper {
     Tamper { commands: Some(alter), ..Tamper::default() }
 }
 
@@ -82,7 +82,7 @@ fn a_saga_that_comes_back_from_its_end_is_seen() {
         state(|before, _, machine| {
             if before.status() == Status::Abandoned {
                 *machine = Machine::default();
-                let start = Event::Start(Box::new(Start::default()));
+                let start = Event::Start(Box::<Start>::default());
                 let _ = machine.handle(Time(1), &mut Random::new(1), start, &mut Vec::new());
             }
         }),

@@ -31,11 +31,11 @@ pub(crate) enum Node {
     Sleep(u64),
     Signal(String, Option<u64>),
     Child(String),
-    Sequence(Vec<Node>),
+    Sequence(Vec<Self>),
     /// Fan-out and fan-in.
-    Join(Vec<Node>),
+    Join(Vec<Self>),
     /// The first of two.
-    Select(Box<Node>, Box<Node>),
+    Select(Box<Self>, Box<Self>),
     /// Two steps made in one order and awaited in the other.
     Crossed(String, String),
     /// The same, side by side.

@@ -21,13 +21,16 @@ use std::time::Duration;
 
 const ID: &str = "saga-1";
 
+/// Alters what is asked for, given the state before, the event and the state after it.
+pub(crate) type AlterCommands = fn(&Machine, &Event, &Machine, &mut Vec<Command>);
+
 /// An alteration between the machine and its surroundings, made in the test.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Tamper {
     /// Alters an event before the machine is told.
     pub(crate) event: Option<fn(&mut Event)>,
     /// Alters what the machine asks for.
-    pub(crate) commands: Option<fn(&Machine, &Event, &Machine, &mut Vec<Command>)>,
+    pub(crate) commands: Option<AlterCommands>,
     /// Alters the state that is kept.
     pub(crate) state: Option<fn(&Machine, &Event, &mut Machine)>,
     /// Alters what recovery is told.
@@ -255,7 +258,7 @@ impl World {
 
     fn child(&mut self, op: OpNumber) -> &mut Child {
         let generation = self.machine.op(op).map_or(0, |op| op.generation);
-        let idle = rallypoint_base::random::mix(u64::from(op) ^ self.seed) % 3 == 0;
+        let idle = rallypoint_base::random::mix(u64::from(op) ^ self.seed).is_multiple_of(3);
         self.children.entry((op, generation)).or_insert(Child { idle, ..Child::default() })
     }
 
@@ -309,11 +312,7 @@ impl World {
                 Command::StartChild(op) => self.child(op).started = true,
                 Command::CancelChild(op) => self.child(op).cancelled = true,
                 Command::UndoChild(op) => self.child(op).undo = true,
-                Command::Acquire(_) => {
-                    if self.place == Place::Free {
-                        self.place = Place::Queued;
-                    }
-                }
+                Command::Acquire(_) if self.place == Place::Free => self.place = Place::Queued,
                 Command::Release => self.place = Place::Free,
                 _ => {}
             }
