@@ -48,6 +48,8 @@ pub enum End {
 pub struct Turn {
     /// Its number: the turns journaled before it.
     pub index: u32,
+    /// The generation whose journal the function was told: another one's words count for nothing.
+    pub generation: u32,
     /// Results it was told, in order.
     pub fed: Vec<OpNumber>,
     /// Operations it asked for.

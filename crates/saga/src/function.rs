@@ -445,6 +445,7 @@ pub struct Runner {
     future: Option<BoxFuture<Result<Blob, SagaError>>>,
     shared: Arc<Mutex<Shared>>,
     turns: u32,
+    generation: u32,
 }
 
 impl Runner {
@@ -453,7 +454,7 @@ impl Runner {
         let saga = Saga { shared: Arc::clone(&shared), context: PhantomData };
         let made = catch_unwind(AssertUnwindSafe(|| function(saga, input)));
         let future = made.unwrap_or_else(|panic| Err(panicked(&*panic)))?;
-        Ok(Self { future: Some(future), shared, turns: 0 })
+        Ok(Self { future: Some(future), shared, turns: 0, generation: 0 })
     }
 
     /// Turns it has made.
@@ -476,7 +477,7 @@ impl Runner {
 
     /// Tells it results and polls it: what it asks for is the turn.
     pub fn turn(&mut self, results: Vec<(OpNumber, Resolution)>) -> Turn {
-        let mut turn = Turn { index: self.turns, ..Turn::default() };
+        let mut turn = Turn { index: self.turns, generation: self.generation, ..Turn::default() };
         {
             let mut shared = lock(&self.shared);
             for (number, resolution) in results {
@@ -544,6 +545,7 @@ impl Runner {
     /// # Errors
     /// The first difference, as a [`FailureKind::Mismatch`].
     pub(crate) fn replay(&mut self, machine: &Machine) -> Result<(), Failure> {
+        self.generation = machine.generation();
         let mut known = 0;
         for (index, journaled) in machine.turns().iter().enumerate() {
             let results = journaled.fed.iter().filter_map(|&n| Some((n, resolution(machine, n)?))).collect();

@@ -10,7 +10,12 @@
 //! - nothing is undone while an attempt of a step is outstanding; unknown outcomes are undone first;
 //!   a step is undone only when everything that was asked for after it had ended is;
 //! - one undo that is exhausted stops no other; the saga is stuck only when the others have ended;
-//! - once a pivot acted, or may have, nothing is undone and nothing is given up;
+//! - once a pivot acted, or may have, nothing is undone and nothing is given up (a person may still
+//!   restart from a later step);
+//! - a refused event, and an answer that comes after the end, change nothing;
+//! - a place of the limit is given back once; a saga that is stuck keeps its own;
+//! - a restart keeps the turn that first asked for one of its steps, so that every result that is
+//!   kept stays the result of the same operation;
 //! - [`Machine::outstanding`] says from the state alone what is still to be answered: whoever
 //!   recovers a saga from any prefix of its log carries that out and loses nothing.
 //!
@@ -28,6 +33,7 @@ use rallypoint_base::backoff::full_jitter;
 use rallypoint_base::random::Random;
 use rallypoint_base::time::Time;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -103,6 +109,8 @@ pub struct Fed {
     pub fed: Vec<OpNumber>,
     /// How many operations the journal holds after it.
     pub ops: u32,
+    /// What it did not wait for any more.
+    pub forgotten: Vec<OpNumber>,
 }
 
 /// One saga.
@@ -146,6 +154,14 @@ struct Turnover<'a> {
     out: &'a mut Vec<Command>,
 }
 
+/// Where an operation stands; at its number, unless operations were asked for out of order.
+fn find(ops: &[Op], number: OpNumber) -> Option<usize> {
+    match ops.get(number as usize) {
+        Some(op) if op.number == number => Some(number as usize),
+        _ => ops.iter().position(|op| op.number == number),
+    }
+}
+
 impl Machine {
     /// Tells the machine what happened. The same events in the same order give the same state.
     ///
@@ -159,13 +175,39 @@ impl Machine {
         out: &mut Vec<Command>,
     ) -> Result<(), Refusal> {
         let cx = &mut Turnover { now, random, out };
-        if self.phase == Phase::New && !matches!(event, Event::Start(_)) {
-            return Err(Refusal::NoSuchSaga);
+        match &event {
+            Event::Start(start) if self.phase != Phase::New => {
+                let same = self.name == start.name && self.input == start.input;
+                return if same { Ok(()) } else { Err(Refusal::OtherInput) };
+            }
+            Event::Start(_) => {}
+            _ if self.phase == Phase::New => return Err(Refusal::NoSuchSaga),
+            // An answer that comes after the end changes nothing.
+            Event::Attempted { .. }
+            | Event::Driven(_)
+            | Event::Timer(_)
+            | Event::ChildEnded { .. }
+            | Event::ChildUndone { .. }
+                if self.has_ended() =>
+            {
+                return Ok(());
+            }
+            _ => {}
         }
-        self.clock += 1;
+        let before = (self.clock, self.updated);
+        self.clock = self.clock.saturating_add(1);
         self.updated = now;
+        if let Err(refusal) = self.take(event, cx) {
+            (self.clock, self.updated) = before;
+            return Err(refusal);
+        }
+        self.settle(cx);
+        Ok(())
+    }
+
+    fn take(&mut self, event: Event, cx: &mut Turnover<'_>) -> Result<(), Refusal> {
         match event {
-            Event::Start(start) => self.start(*start, cx)?,
+            Event::Start(start) => self.start(*start, cx),
             Event::Attempted { op, generation, direction, earlier, attempt, turn } => {
                 match direction {
                     Direction::Run => self.attempted(op, generation, earlier, attempt, cx),
@@ -180,7 +222,7 @@ impl Machine {
                 self.apply(turn, cx);
             }
             Event::Timer(key) => self.timer(key, cx),
-            Event::Signal { name, value } => self.signal(name, value)?,
+            Event::Signal { name, value } => self.signal(name, value, cx)?,
             Event::Granted => self.granted(cx),
             Event::ChildEnded { op, generation, result } => self.child_ended(op, generation, result),
             Event::ChildUndone { op, generation, failure } => self.child_undone(op, generation, failure),
@@ -194,7 +236,6 @@ impl Machine {
             Event::Restart(op) => self.restart(op, cx)?,
             Event::Abandon => self.abandon(cx)?,
         }
-        self.settle(cx);
         Ok(())
     }
 
@@ -219,6 +260,10 @@ impl Machine {
                 }
             }
         }
+    }
+
+    fn has_ended(&self) -> bool {
+        matches!(self.phase, Phase::Completed | Phase::Compensated | Phase::Abandoned)
     }
 
     /// True before its start.
@@ -284,10 +329,7 @@ impl Machine {
     /// One operation.
     #[must_use]
     pub fn op(&self, number: OpNumber) -> Option<&Op> {
-        match self.ops.get(number as usize) {
-            Some(op) if op.number == number => Some(op),
-            _ => self.ops.iter().find(|op| op.number == number),
-        }
+        find(&self.ops, number).map(|at| &self.ops[at])
     }
 
     /// Its output, once it has completed.
@@ -320,9 +362,17 @@ impl Machine {
     /// Results that its function has not been told, in the order they came.
     #[must_use]
     pub fn unfed(&self) -> Vec<&Op> {
-        let mut unfed: Vec<&Op> = self.ops.iter().filter(|op| op.is_resolved() && !op.fed).collect();
+        let mut unfed: Vec<&Op> = self.asked().iter().filter(|op| op.is_resolved() && !op.fed).collect();
         unfed.sort_by_key(|op| (op.ended, op.number));
         unfed
+    }
+
+    /// Operations that the journaled turns asked for. After a restart there may be others behind them,
+    /// made by then and to be asked for again: numbers are given at creation, so that telling their
+    /// results too early could give another operation their number.
+    fn asked(&self) -> &[Op] {
+        let asked = self.turns.last().map_or(0, |turn| turn.ops as usize);
+        &self.ops[..asked.min(self.ops.len())]
     }
 
     /// True when a failure of this operation's next attempt may be the function's to handle; false
@@ -336,6 +386,9 @@ impl Machine {
     #[must_use]
     pub fn outstanding(&self) -> Vec<Command> {
         let mut out = Vec::new();
+        if self.has_ended() {
+            return out;
+        }
         let left = |at: Time| at.since(self.updated);
         for op in &self.ops {
             match (op.state, &op.what) {
@@ -345,7 +398,13 @@ impl Machine {
                 (OpState::Backoff { at }, _) => {
                     out.push(Command::SetTimer(TimerKey::Retry(op.number), left(at)));
                 }
-                (OpState::Waiting { .. }, What::Child { .. }) => out.push(Command::StartChild(op.number)),
+                (OpState::Waiting { .. }, What::Child { .. }) => {
+                    out.push(Command::StartChild(op.number));
+                    // Started first: what never began would never say that it is cancelled.
+                    if self.phase == Phase::Compensating && self.is_affected(op.number) {
+                        out.push(Command::CancelChild(op.number));
+                    }
+                }
                 (OpState::Waiting { at: Some(at) }, _) => {
                     out.push(Command::SetTimer(TimerKey::Wait(op.number), left(Time(at))));
                 }
@@ -365,10 +424,10 @@ impl Machine {
         if self.driving {
             out.push(Command::Drive { rebuild: true });
         }
-        if let (Some(at), false) = (self.deadline, self.status().is_ended()) {
+        if let Some(at) = self.deadline {
             out.push(Command::SetTimer(TimerKey::Deadline, left(Time(at))));
         }
-        if let (Some(limit), Phase::Running, false) = (self.concurrency, self.phase, self.granted) {
+        if let (Some(limit), true, false) = (self.concurrency, self.wants_place(), self.granted) {
             out.push(Command::Acquire(limit));
         }
         out
@@ -376,12 +435,7 @@ impl Machine {
 
     // ---------------------------------------------------------------- beginning and turns
 
-    fn start(&mut self, start: Start, cx: &mut Turnover<'_>) -> Result<(), Refusal> {
-        if self.phase != Phase::New {
-            self.clock -= 1;
-            let same = self.name == start.name && self.input == start.input;
-            return if same { Ok(()) } else { Err(Refusal::OtherInput) };
-        }
+    fn start(&mut self, start: Start, cx: &mut Turnover<'_>) {
         self.name = start.name;
         self.version = start.version;
         self.digest = start.digest;
@@ -403,7 +457,6 @@ impl Machine {
             Some(turn) => self.apply(turn, cx),
             None => self.drive(cx),
         }
-        Ok(())
     }
 
     fn drive(&mut self, cx: &mut Turnover<'_>) {
@@ -420,8 +473,13 @@ impl Machine {
         if self.phase != Phase::Running || self.end.is_some() {
             return;
         }
-        let fits = turn.fed.iter().all(|&n| self.op(n).is_some_and(|op| op.is_resolved() && !op.fed));
-        if turn.index as usize != self.turns.len() || !fits {
+        let fits = turn.fed.iter().all(|&number| {
+            let op = find(self.asked(), number).map(|at| &self.ops[at]);
+            op.is_some_and(|op| op.is_resolved() && !op.fed)
+        });
+        // That it cannot go on is true of every generation.
+        let ours = turn.generation == self.generation || matches!(turn.end, Some(End::Broken(_)));
+        if turn.index as usize != self.turns.len() || !ours || !fits {
             self.rebuild = true;
             return;
         }
@@ -433,28 +491,39 @@ impl Machine {
             let text = format!("more than {OPS} operations: split the saga into children");
             return self.break_off(Failure::new(FailureKind::Mismatch, text), cx);
         }
+        // Judged as a whole before anything is taken in: of a turn that is refused nothing counts, or
+        // its results would never be told again.
+        for new in &turn.ops {
+            if let Some(op) = self.op(new.number)
+                && (op.name != new.name || op.what != new.what)
+            {
+                let text = format!(
+                    "operation {} was {:?} and is {:?} now, or has another value",
+                    new.number, op.name, new.name
+                );
+                return self.break_off(Failure::new(FailureKind::Mismatch, text), cx);
+            }
+        }
         for &number in &turn.fed {
             if let Some(op) = self.op_mut(number) {
                 op.fed = true;
             }
         }
+        // Operations stand in the order the turns asked for them. After a restart some stand behind
+        // that were asked for before it; each takes its place when it is asked for again.
+        let mut journaled = self.asked().len();
         for new in turn.ops {
-            match self.op(new.number) {
-                Some(op) if op.name == new.name && op.what == new.what => {}
-                Some(op) => {
-                    let text = format!(
-                        "operation {} was {:?} and is {:?} now, or has another value",
-                        new.number, op.name, new.name
-                    );
-                    return self.break_off(Failure::new(FailureKind::Mismatch, text), cx);
-                }
-                None => self.schedule(new, cx),
+            match self.ops.iter().skip(journaled).position(|op| op.number == new.number) {
+                Some(0) => {}
+                Some(behind) => self.ops[journaled..=journaled + behind].rotate_right(1),
+                None => self.schedule(journaled, new, cx),
             }
+            journaled += 1;
         }
-        for number in turn.forgotten {
+        for &number in &turn.forgotten {
             self.forget(number, cx);
         }
-        self.turns.push(Fed { fed: turn.fed, ops: self.ops.len() as u32 });
+        self.turns.push(Fed { fed: turn.fed, ops: journaled as u32, forgotten: turn.forgotten });
         self.end = turn.end;
     }
 
@@ -465,26 +534,9 @@ impl Machine {
         self.phase = Phase::Broken;
     }
 
-    fn schedule(&mut self, new: NewOp, cx: &mut Turnover<'_>) {
-        let at = self.ops.len();
-        self.ops.push(Op {
-            number: new.number,
-            name: new.name,
-            what: new.what,
-            generation: self.generation,
-            scheduled: self.clock,
-            ended: 0,
-            state: OpState::Held,
-            attempts: 0,
-            unknown: false,
-            fed: false,
-            alarm: false,
-            output: None,
-            error: None,
-            undo: UndoState::None,
-            undo_attempts: 0,
-            undo_error: None,
-        });
+    fn schedule(&mut self, at: usize, new: NewOp, cx: &mut Turnover<'_>) {
+        let op = Op::new(new, self.generation, self.clock);
+        self.ops.insert(at, op);
         if !self.paused && self.granted {
             self.begin(at, cx);
         }
@@ -550,8 +602,19 @@ impl Machine {
         }
     }
 
+    /// It runs, or will again: a saga that is stuck keeps its place in the queue.
+    fn wants_place(&self) -> bool {
+        match self.phase {
+            Phase::Running | Phase::Broken => true,
+            Phase::Compensating | Phase::StuckUndos => self.restart_from.is_some(),
+            Phase::New | Phase::Completed | Phase::Compensated | Phase::Abandoned => false,
+        }
+    }
+
     fn granted(&mut self, cx: &mut Turnover<'_>) {
-        if self.phase == Phase::Running {
+        if self.granted {
+            // The answer to a question that was asked twice: it is the same place.
+        } else if self.wants_place() {
             self.granted = true;
             self.begin_held(cx);
         } else {
@@ -562,10 +625,7 @@ impl Machine {
     // ---------------------------------------------------------------- results
 
     fn op_mut(&mut self, number: OpNumber) -> Option<&mut Op> {
-        match self.ops.get(number as usize) {
-            Some(op) if op.number == number => self.ops.get_mut(number as usize),
-            _ => self.ops.iter_mut().find(|op| op.number == number),
-        }
+        find(&self.ops, number).map(|at| &mut self.ops[at])
     }
 
     /// A pivot acted, or may have.
@@ -580,9 +640,7 @@ impl Machine {
         if op.is_pivot() {
             return op.unknown;
         }
-        self.ops
-            .iter()
-            .any(|other| other.is_pivot() && other.state == OpState::Done && other.number != op.number)
+        self.ops.iter().any(|other| other.is_pivot() && (other.unknown || other.state == OpState::Done))
     }
 
     fn attempted(
@@ -594,7 +652,9 @@ impl Machine {
         cx: &mut Turnover<'_>,
     ) {
         let clock = self.clock;
-        let unwinding = self.phase == Phase::Compensating;
+        let compensating = self.phase == Phase::Compensating;
+        // A restart gives up only what came from its step on.
+        let unwinding = compensating && self.is_affected(number);
         let Some(op) = self.op_mut(number) else { return };
         if op.generation != generation || op.state != OpState::InFlight {
             return;
@@ -611,7 +671,10 @@ impl Machine {
             Attempt::Failed { failure, may_have_acted, retry_after } => {
                 (failure, may_have_acted, retry_after)
             }
-            Attempt::NotDefined => return,
+            Attempt::NotDefined => {
+                let text = "the step was attempted and answered as an undo";
+                (Failure::new(FailureKind::Fatal, text), true, None)
+            }
         };
         op.unknown |= may_have_acted || earlier;
         op.error = Some(failure.clone());
@@ -628,7 +691,7 @@ impl Machine {
                 if let Some(op) = self.op_mut(number) {
                     op.state = OpState::Held;
                 }
-                if unwinding {
+                if compensating {
                     self.back_off(number, &policy, retry_after, true, cx);
                 } else {
                     self.break_off(failure, cx);
@@ -691,11 +754,12 @@ impl Machine {
                 }
             }
             TimerKey::Retry(number) => {
+                let affected = self.is_affected(number);
                 let Some(op) = self.op_mut(number) else { return };
                 if matches!(op.state, OpState::Backoff { .. }) {
                     op.state = OpState::Held;
                     // A pivot's outcome is found out even while the saga unwinds.
-                    if phase == Phase::Compensating && !paused {
+                    if phase == Phase::Compensating && !paused && affected {
                         op.state = OpState::InFlight;
                         op.attempts += 1;
                         cx.out.push(Command::Perform { op: number, direction: Direction::Run });
@@ -714,17 +778,19 @@ impl Machine {
                 let failure = Failure::new(FailureKind::Deadline, "the saga's deadline has passed");
                 if self.is_past_pivot() {
                     cx.out.push(Command::Alarm(failure.message));
-                } else if matches!(self.phase, Phase::Running | Phase::Broken) {
+                } else if matches!(self.phase, Phase::Running | Phase::Broken) || self.restart_from.is_some()
+                {
+                    self.restart_from = None;
                     self.unwind(failure, cx);
                 }
             }
         }
     }
 
-    fn signal(&mut self, name: String, value: Blob) -> Result<(), Refusal> {
-        let status = self.status();
-        if status.is_ended() || self.phase == Phase::Compensating {
-            return Err(if status.is_ended() { Refusal::Ended(status) } else { Refusal::Compensating });
+    fn signal(&mut self, name: String, value: Blob, cx: &mut Turnover<'_>) -> Result<(), Refusal> {
+        self.refuse_ended()?;
+        if self.phase == Phase::Compensating && self.restart_from.is_none() {
+            return Err(Refusal::Compensating);
         }
         let clock = self.clock;
         let waiting = self.ops.iter_mut().find(|op| {
@@ -734,6 +800,9 @@ impl Machine {
         });
         match waiting {
             Some(op) => {
+                if matches!(op.state, OpState::Waiting { at: Some(_) }) {
+                    cx.out.push(Command::CancelTimer(TimerKey::Wait(op.number)));
+                }
                 op.state = OpState::Done;
                 op.ended = clock;
                 op.output = Some(value);
@@ -783,7 +852,6 @@ impl Machine {
     fn unwind(&mut self, failure: Failure, cx: &mut Turnover<'_>) {
         if self.restart_from.is_none() {
             self.error = Some(failure);
-            self.end.get_or_insert(End::Failed(Failure::new(FailureKind::Cancelled, "")));
         }
         self.phase = Phase::Compensating;
         let clock = self.clock;
@@ -820,10 +888,10 @@ impl Machine {
 
     /// Something is still to be answered before anything may be undone.
     fn is_outstanding(&self) -> bool {
-        self.ops.iter().filter(|op| self.is_affected(op.number)).any(|op| match op.state {
-            OpState::InFlight | OpState::Backoff { .. } => true,
-            OpState::Held => true,
-            OpState::Waiting { .. } => matches!(op.what, What::Child { .. }),
+        self.ops.iter().any(|op| match op.state {
+            OpState::InFlight => true,
+            OpState::Backoff { .. } | OpState::Held => self.is_affected(op.number),
+            OpState::Waiting { .. } => matches!(op.what, What::Child { .. }) && self.is_affected(op.number),
             OpState::Done | OpState::Failed | OpState::Forgotten => false,
         })
     }
@@ -851,21 +919,17 @@ impl Machine {
         // that it may stand on.
         let unknown = |op: &Op| op.state != OpState::Done;
         let unknown_open = self.ops.iter().any(|op| op.undo.is_open() && unknown(op));
-        let mut begin = Vec::new();
-        for op in self.ops.iter().filter(|op| op.undo == UndoState::Pending) {
-            if unknown_open != unknown(op) {
-                continue;
-            }
-            // What was asked for after this one had ended may stand on it.
-            let stands_on = |later: &Op| later.scheduled >= op.ended && later.number != op.number;
-            if !self
-                .ops
-                .iter()
-                .any(|later| later.undo.is_open() && unknown(later) == unknown(op) && stands_on(later))
-            {
-                begin.push(op.number);
-            }
-        }
+        // What was asked for after another had ended may stand on it.
+        let latest = self
+            .ops
+            .iter()
+            .filter(|op| op.undo.is_open() && unknown(op) == unknown_open)
+            .map(|op| op.scheduled)
+            .max()
+            .unwrap_or(0);
+        let ready =
+            |op: &Op| op.undo == UndoState::Pending && unknown(op) == unknown_open && latest < op.ended;
+        let begin: Vec<OpNumber> = self.ops.iter().filter(|op| ready(op)).map(|op| op.number).collect();
         for number in begin {
             let Some(op) = self.op_mut(number) else { continue };
             op.undo = UndoState::InFlight;
@@ -922,32 +986,65 @@ impl Machine {
         }
     }
 
-    /// The steps from `from` on are undone: the function runs again up to there and goes on anew.
+    /// The steps from `from` on are undone: they run again under the next generation.
+    ///
+    /// The turn that first asked for one of them is kept, with all before it: what it was told is
+    /// before `from`, so that the function asks for the same again, under the same numbers. Every
+    /// operation below `from` was made by then.
     fn run_again(&mut self, from: OpNumber, cx: &mut Turnover<'_>) {
         let first = self.ops.iter().position(|op| op.number >= from).unwrap_or(self.ops.len()) as u32;
-        let turn = self.turns.iter().position(|turn| turn.ops > first).unwrap_or(self.turns.len());
-        self.turns.truncate(turn);
-        self.ops.retain(|op| op.number < from);
-        let fed: Vec<OpNumber> = self.turns.iter().flat_map(|turn| turn.fed.iter().copied()).collect();
-        for op in &mut self.ops {
-            op.fed = fed.contains(&op.number);
+        if let Some(turn) = self.turns.iter().position(|turn| turn.ops > first)
+            && turn + 1 < self.turns.len()
+        {
+            self.turns.truncate(turn + 1);
+            self.end = None;
         }
         self.generation += 1;
-        self.end = None;
+        let (asked, clock, generation) = (self.asked().len(), self.clock, self.generation);
+        let mut behind = self.ops.split_off(asked);
+        behind.retain(|op| op.number < from);
+        for op in self.ops.iter_mut().filter(|op| op.number >= from) {
+            let new = NewOp { number: op.number, name: op.name.clone(), what: op.what.clone() };
+            *op = Op::new(new, generation, clock);
+        }
+        self.ops.append(&mut behind);
         self.error = None;
         self.phase = Phase::Running;
         self.rebuild = true;
+        self.go_on(cx);
+    }
+
+    /// Takes up again what was given up although the turns that are left in the journal wait for it.
+    fn go_on(&mut self, cx: &mut Turnover<'_>) {
+        let fed: BTreeSet<OpNumber> = self.turns.iter().flat_map(|turn| turn.fed.iter().copied()).collect();
+        let forgotten: BTreeSet<OpNumber> =
+            self.turns.iter().flat_map(|turn| turn.forgotten.iter().copied()).collect();
+        for op in &mut self.ops {
+            op.fed = fed.contains(&op.number);
+            let waits = matches!(op.what, What::Sleep { .. } | What::Signal { .. });
+            if waits && op.state == OpState::Held && forgotten.contains(&op.number) {
+                op.state = OpState::Forgotten;
+            }
+            let again = match op.state {
+                OpState::Forgotten => !forgotten.contains(&op.number),
+                OpState::Failed => !op.fed && op.undo == UndoState::None && op.has_attempts_left(),
+                _ => false,
+            };
+            if again {
+                op.state = OpState::Held;
+                op.ended = 0;
+            }
+        }
         if let (Some(limit), false) = (self.concurrency, self.granted) {
             cx.out.push(Command::Acquire(limit));
         }
-        self.drive(cx);
+        self.begin_held(cx);
     }
 
     // ---------------------------------------------------------------- what people ask for
 
     fn refuse_ended(&mut self) -> Result<(), Refusal> {
-        let status = self.status();
-        if status.is_ended() { Err(Refusal::Ended(status)) } else { Ok(()) }
+        if self.has_ended() { Err(Refusal::Ended(self.status())) } else { Ok(()) }
     }
 
     fn cancel(&mut self, cx: &mut Turnover<'_>) -> Result<(), Refusal> {
@@ -1012,10 +1109,12 @@ impl Machine {
 
     /// While it unwinds only a pivot may be held, and its outcome must be known.
     fn resume_held_pivots(&mut self, cx: &mut Turnover<'_>) {
-        if self.phase != Phase::Compensating {
+        if self.phase != Phase::Compensating || self.paused {
             return;
         }
-        for op in self.ops.iter_mut().filter(|op| op.state == OpState::Held && op.is_pivot()) {
+        let from = self.restart_from.unwrap_or(0);
+        let held = |op: &&mut Op| op.number >= from && op.state == OpState::Held && op.is_pivot();
+        for op in self.ops.iter_mut().filter(held) {
             op.state = OpState::InFlight;
             op.attempts += 1;
             cx.out.push(Command::Perform { op: op.number, direction: Direction::Run });
@@ -1028,13 +1127,17 @@ impl Machine {
             Phase::Broken => {
                 self.phase = Phase::Running;
                 self.error = None;
-                if !matches!(self.end, Some(End::Completed(_))) {
+                if matches!(self.end, Some(End::Failed(_))) {
+                    // It returned an error after its pivot: it is asked again for its last word.
                     self.end = None;
+                    self.turns.pop();
                 }
-                self.begin_held(cx);
                 self.driving = false;
-                self.rebuild = true;
-                self.drive(cx);
+                self.go_on(cx);
+                if self.end.is_none() {
+                    self.rebuild = true;
+                    self.drive(cx);
+                }
                 Ok(())
             }
             Phase::StuckUndos => {
@@ -1046,22 +1149,26 @@ impl Machine {
                 Ok(())
             }
             _ => {
-                let mut found = false;
+                let waits = |op: &Op| {
+                    matches!(op.state, OpState::Backoff { .. })
+                        || matches!(op.undo, UndoState::Backoff { .. })
+                };
+                if !self.ops.iter().any(waits) {
+                    return Err(Refusal::NothingToRetry);
+                }
                 for op in &mut self.ops {
                     if matches!(op.state, OpState::Backoff { .. }) {
                         op.state = OpState::Held;
                         cx.out.push(Command::CancelTimer(TimerKey::Retry(op.number)));
-                        found = true;
                     }
                     if matches!(op.undo, UndoState::Backoff { .. }) {
                         op.undo = UndoState::Pending;
                         cx.out.push(Command::CancelTimer(TimerKey::UndoRetry(op.number)));
-                        found = true;
                     }
                 }
                 self.resume_held_pivots(cx);
                 self.begin_held(cx);
-                if found { Ok(()) } else { Err(Refusal::NothingToRetry) }
+                Ok(())
             }
         }
     }
@@ -1129,7 +1236,7 @@ impl Machine {
         if !ended && !self.paused && status != Status::Stuck {
             return Err(Refusal::NotStill);
         }
-        if ended && self.parent.is_some() {
+        if self.parent.is_some() && (ended || self.undone_for_parent) {
             return Err(Refusal::IsChild);
         }
         if self.ops.iter().any(|op| op.number < from && op.undo != UndoState::None) {
@@ -1140,9 +1247,6 @@ impl Machine {
             return Err(Refusal::PastPivot);
         }
         self.paused = false;
-        if ended {
-            self.granted = self.concurrency.is_none();
-        }
         self.restart_from = Some(from);
         self.driving = false;
         self.unwind(Failure::new(FailureKind::Cancelled, "restarted"), cx);
@@ -1159,37 +1263,48 @@ impl Machine {
     // ---------------------------------------------------------------- after every event
 
     fn settle(&mut self, cx: &mut Turnover<'_>) {
-        if self.phase == Phase::Running {
-            match &self.end {
-                None => {
-                    if self.ops.iter().any(|op| op.is_resolved() && !op.fed) || self.rebuild {
-                        self.drive(cx);
-                    }
-                }
-                Some(End::Completed(_)) => {
-                    // A step that lost a `select` still acts: it is answered before the saga ends.
-                    if !self.is_outstanding() {
-                        self.finish(Phase::Completed, cx);
-                    }
-                }
-                Some(End::Failed(failure)) => {
-                    let failure = failure.clone();
-                    self.unwind(failure, cx);
-                }
-                Some(End::Broken(failure)) => {
-                    let failure = failure.clone();
-                    self.break_off(failure, cx);
-                }
-            }
-        }
+        self.settle_running(cx);
         if self.phase == Phase::Compensating {
             self.advance_unwinding(cx);
+            // A restart: it runs again, and may have ended in the turn that is run again.
+            self.settle_running(cx);
+            if self.phase == Phase::Compensating {
+                self.advance_unwinding(cx);
+            }
+        }
+    }
+
+    fn settle_running(&mut self, cx: &mut Turnover<'_>) {
+        if self.phase != Phase::Running {
+            return;
+        }
+        match &self.end {
+            None => {
+                if self.asked().iter().any(|op| op.is_resolved() && !op.fed) || self.rebuild {
+                    self.drive(cx);
+                }
+            }
+            Some(End::Completed(_)) => {
+                // A step that lost a `select` still acts: it is answered before the saga ends.
+                if !self.is_outstanding() {
+                    self.finish(Phase::Completed, cx);
+                }
+            }
+            Some(End::Failed(failure)) => {
+                let failure = failure.clone();
+                self.unwind(failure, cx);
+            }
+            Some(End::Broken(failure)) => {
+                let failure = failure.clone();
+                self.break_off(failure, cx);
+            }
         }
     }
 
     fn finish(&mut self, phase: Phase, cx: &mut Turnover<'_>) {
-        let had_place = self.granted;
+        let had_place = std::mem::replace(&mut self.granted, self.concurrency.is_none());
         self.phase = phase;
+        self.paused = false;
         self.driving = false;
         self.rebuild = false;
         self.signals = Vec::new();

@@ -241,6 +241,28 @@ pub struct Op {
 }
 
 impl Op {
+    /// An operation as it is journaled, before it begins.
+    pub(crate) fn new(new: NewOp, generation: u32, scheduled: u32) -> Self {
+        Self {
+            number: new.number,
+            name: new.name,
+            what: new.what,
+            generation,
+            scheduled,
+            ended: 0,
+            state: OpState::Held,
+            attempts: 0,
+            unknown: false,
+            fed: false,
+            alarm: false,
+            output: None,
+            error: None,
+            undo: UndoState::None,
+            undo_attempts: 0,
+            undo_error: None,
+        }
+    }
+
     /// Its policy, when it is a step.
     #[must_use]
     pub fn policy(&self) -> Policy {
@@ -262,6 +284,12 @@ impl Op {
             What::Step { policy: Some(policy), .. } | What::Run { policy: Some(policy) } => policy.atomic,
             _ => false,
         }
+    }
+
+    /// It was given up before its policy says so: by unwinding.
+    pub(crate) fn has_attempts_left(&self) -> bool {
+        let refused = self.error.as_ref().is_some_and(|error| error.kind == FailureKind::Business);
+        self.acts() && !refused && self.attempts < self.policy().attempts
     }
 
     /// A step or closure: something that acts.
