@@ -309,8 +309,8 @@ async fn wait_for(sagas: &Sagas, numbers: std::ops::Range<u64>) -> io::Result<()
     let ids: Vec<String> = numbers.map(|at| format!("w-{at}")).collect();
     for ids in ids.chunks(1024) {
         let mut tasks = Vec::new();
-        for id in ids.iter().cloned() {
-            let sagas = sagas.clone();
+        for id in ids {
+            let (sagas, id) = (sagas.clone(), id.clone());
             tasks.push(tokio::spawn(async move {
                 sagas.start("waits", &id, &Order::new(false)).await.map_err(io::Error::other)
             }));
