@@ -254,7 +254,7 @@ fn disk(tokio: &tokio::runtime::Runtime, definition: App, dir: &Path) -> io::Res
     if !runtime.checkpoint(Duration::from_secs(60)) {
         return Err(io::Error::other("no checkpoint could be written"));
     }
-    let images = bytes_below(&dir.join("0"), "checkpoint")?;
+    let images = bytes_below(dir, "cp-")?;
     Ok(vec![
         Row::judged(
             "log of 10,000 sagas, 1,024 at once, one copy",
