@@ -160,7 +160,7 @@ impl Sagas {
         let options = self.driver.options(name).ok_or_else(|| StartError::Unregistered(name.to_owned()))?;
         let watch = self.driver.watch(id);
         let seen = watch.hints();
-        let turn = self.driver.begin(name, id, &input);
+        let turn = self.driver.begin(name, options.version, id, &input);
         let began = turn.is_some();
         let start = Start {
             name: name.to_owned(),

@@ -1,0 +1,3 @@
+//! Declared sagas over HTTP: their definitions, and the calls they make.
+
+pub mod moment;
