@@ -40,14 +40,7 @@ pub(crate) struct Caller {
 
 impl Caller {
     pub(crate) fn new() -> Result<Self, String> {
-        // Another part of the process may have chosen one already; it is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder()
-            .redirect(redirect::Policy::none())
-            .user_agent(concat!("rallypoint/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| error.to_string())?;
-        Ok(Self { client })
+        client().map(|client| Self { client })
     }
 
     pub(crate) async fn perform(&self, call: &HttpCall, keys: Keys<'_>) -> CallOutcome {
@@ -83,7 +76,19 @@ impl Caller {
     }
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+/// What sends requests.
+pub(crate) fn client() -> Result<reqwest::Client, String> {
+    // Another part of the process may have chosen one already; it is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder()
+        .redirect(redirect::Policy::none())
+        .user_agent(concat!("rallypoint/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(|error| error.to_string())
+}
+
+/// An error with its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

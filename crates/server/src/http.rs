@@ -12,7 +12,7 @@ mod key;
 mod problem;
 #[expect(unused_qualifications, reason = "utoipa writes the paths of query types into its own code")]
 mod sagas;
-mod view;
+pub(crate) mod view;
 
 use crate::catalog::Catalog;
 use auth::Token;
@@ -85,9 +85,8 @@ fn parts() -> (Router<Arc<Server>>, utoipa::openapi::OpenApi) {
     let (router, mut api) = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(definitions::put))
         .routes(routes!(definitions::list))
-        .routes(routes!(sagas::start))
         .routes(routes!(sagas::list))
-        .routes(routes!(sagas::show))
+        .routes(routes!(sagas::start, sagas::show))
         .routes(routes!(sagas::cancel))
         .routes(routes!(sagas::pause))
         .routes(routes!(sagas::resume))

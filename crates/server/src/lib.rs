@@ -2,10 +2,12 @@
 
 mod call;
 pub mod catalog;
+pub mod client;
 mod declared;
 mod definition;
 pub mod finding;
 mod http;
+pub mod look;
 pub mod moment;
 pub mod serve;
 

@@ -119,7 +119,7 @@ impl Kind {
                 StatusCode::NOT_FOUND,
                 "The saga has no such step",
                 Caller,
-                "GET /v1/sagas/{id} lists its steps",
+                "GET /v1/sagas/{saga} lists its steps",
             ),
             Self::NoSuchDefinition => (
                 "urn:rallypoint:problem:no-such-definition",
@@ -154,7 +154,7 @@ impl Kind {
                 StatusCode::CONFLICT,
                 "The saga's state does not allow this",
                 Caller,
-                "look at the saga first: GET /v1/sagas/{id}",
+                "look at the saga first: GET /v1/sagas/{saga}",
             ),
             Self::TooLarge => (
                 "urn:rallypoint:problem:too-large",

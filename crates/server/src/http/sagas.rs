@@ -57,10 +57,10 @@ async fn shown(handle: &SagaHandle) -> Result<SagaView, Problem> {
 /// same request may be sent again: it is the same saga.
 #[utoipa::path(
     post,
-    path = "/v1/sagas/{name}",
+    path = "/v1/sagas/{saga}",
     tag = "sagas",
     params(
-        ("name" = String, Path, description = "Name of its definition"),
+        ("saga" = String, Path, description = "Name of its definition"),
         ("Idempotency-Key" = Option<String>, Header, description = "Names the saga: its id is made of it. \
           Without it the id is random", min_length = 1),
         Wait
@@ -106,9 +106,9 @@ pub(super) async fn start(
 /// Look at a saga
 #[utoipa::path(
     get,
-    path = "/v1/sagas/{id}",
+    path = "/v1/sagas/{saga}",
     tag = "sagas",
-    params(("id" = String, Path, description = "Its id; a `/` (of a child) is written %2F"), Wait),
+    params(("saga" = String, Path, description = "Its id; a `/` (of a child) is written %2F"), Wait),
     responses((status = 200, description = "Everything about it.", body = SagaView), Problems)
 )]
 pub(super) async fn show(
@@ -213,7 +213,7 @@ macro_rules! command {
             post,
             path = $path,
             tag = "sagas",
-            params(("id" = String, Path, description = "Its id; a `/` (of a child) is written %2F")),
+            params(("saga" = String, Path, description = "Its id; a `/` (of a child) is written %2F")),
             responses((status = 200, description = "Accepted, durably.", body = Accepted), Problems)
         )]
         pub(super) async fn $name(
@@ -229,27 +229,27 @@ macro_rules! command {
 command!(
     /// Stop a saga and compensate what acted or may have acted
     cancel,
-    "/v1/sagas/{id}/cancel"
+    "/v1/sagas/{saga}/cancel"
 );
 command!(
     /// Begin nothing new; what is in flight is answered and journaled
     pause,
-    "/v1/sagas/{id}/pause"
+    "/v1/sagas/{saga}/pause"
 );
 command!(
     /// Go on after a pause
     resume,
-    "/v1/sagas/{id}/resume"
+    "/v1/sagas/{saga}/resume"
 );
 command!(
     /// Try now what is stuck, or waits for another attempt
     retry,
-    "/v1/sagas/{id}/retry"
+    "/v1/sagas/{saga}/retry"
 );
 command!(
     /// Give a saga up: nothing more is done, nothing is undone
     abandon,
-    "/v1/sagas/{id}/abandon"
+    "/v1/sagas/{saga}/abandon"
 );
 
 #[derive(Deserialize, IntoParams)]
@@ -263,9 +263,9 @@ pub(super) struct From {
 /// Undo a step and all later ones, then run them anew under new keys
 #[utoipa::path(
     post,
-    path = "/v1/sagas/{id}/restart",
+    path = "/v1/sagas/{saga}/restart",
     tag = "sagas",
-    params(("id" = String, Path, description = "Its id; a `/` (of a child) is written %2F"), From),
+    params(("saga" = String, Path, description = "Its id; a `/` (of a child) is written %2F"), From),
     responses((status = 200, description = "Accepted, durably.", body = Accepted), Problems)
 )]
 pub(super) async fn restart(
@@ -280,10 +280,10 @@ pub(super) async fn restart(
 /// Send a saga a signal; one that comes before it is asked for is kept
 #[utoipa::path(
     post,
-    path = "/v1/sagas/{id}/signals/{signal}",
+    path = "/v1/sagas/{saga}/signals/{signal}",
     tag = "sagas",
     params(
-        ("id" = String, Path, description = "Its id; a `/` (of a child) is written %2F"),
+        ("saga" = String, Path, description = "Its id; a `/` (of a child) is written %2F"),
         ("signal" = String, Path, description = "Name of the signal")
     ),
     request_body(
@@ -304,10 +304,10 @@ pub(super) async fn signal(
 /// Leave the exhausted undo of a step undone
 #[utoipa::path(
     post,
-    path = "/v1/sagas/{id}/steps/{step}/skip",
+    path = "/v1/sagas/{saga}/steps/{step}/skip",
     tag = "sagas",
     params(
-        ("id" = String, Path, description = "Its id; a `/` (of a child) is written %2F"),
+        ("saga" = String, Path, description = "Its id; a `/` (of a child) is written %2F"),
         ("step" = String, Path, description = "Name or number of the step")
     ),
     responses((status = 200, description = "Accepted, durably.", body = Accepted), Problems)
@@ -323,10 +323,10 @@ pub(super) async fn skip(
 /// Say that a step was done by hand, with this output, or that its undo was
 #[utoipa::path(
     post,
-    path = "/v1/sagas/{id}/steps/{step}/resolve",
+    path = "/v1/sagas/{saga}/steps/{step}/resolve",
     tag = "sagas",
     params(
-        ("id" = String, Path, description = "Its id; a `/` (of a child) is written %2F"),
+        ("saga" = String, Path, description = "Its id; a `/` (of a child) is written %2F"),
         ("step" = String, Path, description = "Name or number of the step")
     ),
     request_body(
