@@ -4,6 +4,7 @@
 //! Nothing here is shipped, and nothing here needs more than cargo.
 #![forbid(unsafe_code)]
 
+mod api_fuzz;
 mod ci;
 mod faults;
 mod lex;
@@ -50,6 +51,11 @@ const COMMANDS: &[Subcommand] = &[
         run: faults::command,
     },
     Subcommand {
+        name: "api-fuzz",
+        help: "schemathesis against the server's own description (needs `pip install schemathesis`)",
+        run: api_fuzz::command,
+    },
+    Subcommand {
         name: "long",
         help: "every test in its long setting, optimised, and what to report of it",
         run: suites::long,
@@ -84,7 +90,7 @@ fn usage(code: u8) -> ExitCode {
     for command in COMMANDS {
         // A command that can do nothing yet is not offered.
         if command.name != "faults" || !faults::SCENARIOS.is_empty() {
-            println!("  {:<8}{}", command.name, command.help);
+            println!("  {:<10}{}", command.name, command.help);
         }
     }
     println!("\nRALLYPOINT_LONG=1 makes any test run use its long setting (hours, not minutes).");

@@ -8,7 +8,7 @@
 //! wrong that a person must see to, 2 that nothing was judged: not a store, in use, wrong arguments, a
 //! disk that refuses. With `--json` exactly one object is printed, also for an error.
 
-mod progress;
+pub(crate) mod progress;
 mod show;
 mod when;
 

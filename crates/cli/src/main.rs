@@ -1,4 +1,4 @@
-//! The `rallypoint` command: what needs only bytes, and the demo.
+//! The `rallypoint` command: what needs only bytes, the demo, and the server.
 //!
 //! Exit codes: 0 all is well; 1 the command ran and found something wrong (damage, a failed audit);
 //! 2 the command could not run (wrong arguments, not a store, in use, full disk).
@@ -7,6 +7,8 @@ mod admin;
 mod bench;
 mod demo;
 mod output;
+mod saga;
+mod serve;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
@@ -31,6 +33,17 @@ enum Command {
     Demo(demo::Arguments),
     #[command(flatten)]
     Admin(admin::Command),
+    /// Serve declared sagas over HTTP.
+    ///
+    /// Prints the address once requests are answered. SIGTERM or SIGINT ends it in order; after a kill
+    /// the next start goes on with every saga. Exit codes: 0 ended in order; 1 ended, but without a last
+    /// checkpoint; 2 not started.
+    Serve(serve::Arguments),
+    /// Start, look at and step into the sagas of a server.
+    Saga {
+        #[command(subcommand)]
+        command: Box<saga::Command>,
+    },
     /// Measure this machine: each figure beside its physical limit of the same run.
     Bench(bench::Arguments),
     /// Print completions for a shell.
@@ -54,6 +67,8 @@ fn main() -> ExitCode {
     let code = match Cli::parse().command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Admin(command) => admin::run(command),
+        Command::Serve(arguments) => serve::run(&arguments),
+        Command::Saga { command } => saga::run(*command),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Completions { shell } => {
             let mut command = Cli::command();

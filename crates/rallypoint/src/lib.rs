@@ -75,7 +75,7 @@ pub mod compensations {
 /// What a look at a saga shows: its machine, operations, failures.
 #[cfg(feature = "saga")]
 pub mod saga {
-    pub use rallypoint_engine::saga::Peeked;
+    pub use rallypoint_engine::saga::{Peeked, child_id};
     pub use rallypoint_saga::event::{Attempt, Direction};
     pub use rallypoint_saga::function::{BoxFuture, Resolution};
     pub use rallypoint_saga::machine::{Machine, Refusal};

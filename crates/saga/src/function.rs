@@ -90,10 +90,11 @@ impl<C: 'static> Saga<C> {
         self.create(S::NAME, What::Step { value, policy: None }, read_step)
     }
 
-    /// A step whose type is not known here: a value that the step registered as `registered` reads.
-    pub fn step_as(&self, registered: &str, value: Blob, policy: Policy) -> Operation<Resolution> {
+    /// A step whose type is not known here: a value that the step registered as `name` reads, or the
+    /// registry's fallback step where none of this name is registered.
+    pub fn step_as(&self, name: &str, value: Blob, policy: Policy) -> Operation<Resolution> {
         let what = What::Step { value, policy: Some(policy) };
-        self.create(registered, what, |resolution| resolution)
+        self.create(name, what, |resolution| resolution)
     }
 
     fn journaled<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Blob {

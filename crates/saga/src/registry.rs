@@ -67,6 +67,7 @@ pub struct Registry<C> {
     steps: BTreeMap<&'static str, StepEntry<C>>,
     sagas: BTreeMap<String, SagaEntry<C>>,
     fallback: Option<Fallback<C>>,
+    fallback_step: Option<StepEntry<C>>,
     clash: Option<String>,
     last: Option<String>,
 }
@@ -80,6 +81,7 @@ impl<C: Send + Sync + 'static> Registry<C> {
             steps: BTreeMap::new(),
             sagas: BTreeMap::new(),
             fallback: None,
+            fallback_step: None,
             clash: None,
             last: None,
         }
@@ -144,6 +146,14 @@ impl<C: Send + Sync + 'static> Registry<C> {
         self
     }
 
+    /// Reads the values of all steps that are not registered by name: a declared step keeps its own
+    /// name in the journal, and one type performs them all.
+    #[must_use]
+    pub fn fallback_step<S: Step<C>>(mut self) -> Self {
+        self.fallback_step = Some(StepEntry { run: run_step::<C, S>, undo: undo_step::<C, S> });
+        self
+    }
+
     /// The application's context.
     #[must_use]
     pub fn context(&self) -> &Arc<C> {
@@ -156,10 +166,14 @@ impl<C: Send + Sync + 'static> Registry<C> {
         self.clash.as_deref()
     }
 
-    /// A step is registered under this name.
+    fn entry(&self, name: &str) -> Option<&StepEntry<C>> {
+        self.steps.get(name).or(self.fallback_step.as_ref())
+    }
+
+    /// Something performs steps of this name.
     #[must_use]
     pub fn has_step(&self, name: &str) -> bool {
-        self.steps.contains_key(name)
+        self.entry(name).is_some()
     }
 
     /// The options of a saga's name.
@@ -180,12 +194,13 @@ impl<C: Send + Sync + 'static> Registry<C> {
         Some((options, function))
     }
 
-    /// A fresh copy of a saga's function, not polled yet.
+    /// A fresh copy of a saga's function, not polled yet. The version is the one that
+    /// [`Registry::options`] gave: a newer one may have been defined since.
     ///
     /// # Errors
     /// [`Failure`] when there is none, or its input cannot be read.
-    pub fn begin(&self, name: &str, id: &str, input: &Blob) -> Result<Runner, Failure> {
-        let (_, function) = self.find(name, None).ok_or_else(|| unregistered("saga", name))?;
+    pub fn begin(&self, name: &str, version: u32, id: &str, input: &Blob) -> Result<Runner, Failure> {
+        let (_, function) = self.find(name, Some(version)).ok_or_else(|| unregistered("saga", name))?;
         Runner::begin(&function, id, input)
     }
 
@@ -229,7 +244,7 @@ impl<C: Send + Sync + 'static> Registry<C> {
         value: Blob,
         undo: Option<Option<Blob>>,
     ) -> Result<BoxFuture<Attempt>, Failure> {
-        let entry = self.steps.get(registered).ok_or_else(|| unregistered("step", registered))?;
+        let entry = self.entry(registered).ok_or_else(|| unregistered("step", registered))?;
         let app = Arc::clone(&self.context);
         Ok(match undo {
             None => (entry.run)(app, info, value),

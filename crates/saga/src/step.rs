@@ -276,6 +276,12 @@ impl<E: Display> Display for StepFailure<E> {
 #[error("{}", .0.message)]
 pub struct SagaError(pub Failure);
 
+impl From<Failure> for SagaError {
+    fn from(failure: Failure) -> Self {
+        Self(failure)
+    }
+}
+
 impl SagaError {
     /// The business does not allow it.
     pub fn business(message: impl Display) -> Self {

@@ -190,11 +190,22 @@ fn cut(text: &str) -> &str {
     &text[..end.unwrap_or(0)]
 }
 
+/// Where an event stands in its log: never given twice, and ascending.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EventPosition {
+    /// Number of its batch, from 1.
+    pub batch: u64,
+    /// Its place in the batch, from 0.
+    pub index: u32,
+}
+
 /// What the event log holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History {
     /// The events, oldest first.
     pub events: Vec<Event>,
+    /// Where each of them stands, in the same order.
+    pub positions: Vec<EventPosition>,
     /// Batches that no copy has whole, although later ones are there.
     pub corrupt: u64,
     /// Batches at the end that were being written when the power went.
@@ -506,6 +517,9 @@ impl Found {
                 history.corrupt += sequence - previous - 1;
             }
             previous = Some(sequence);
+            history
+                .positions
+                .extend((0..events.len() as u32).map(|index| EventPosition { batch: sequence, index }));
             history.events.extend(events);
         }
         history.torn = self.broken.range(last + 1..).count() as u64;

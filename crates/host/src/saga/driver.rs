@@ -44,7 +44,7 @@ pub(crate) trait Drives: Send + Sync {
     /// Options of a saga's name.
     fn options(&self, name: &str) -> Option<SagaOptions>;
     /// Makes a live copy for a saga that is about to start, and its first turn.
-    fn begin(&self, name: &str, id: &str, input: &Blob) -> Option<Turn>;
+    fn begin(&self, name: &str, version: u32, id: &str, input: &Blob) -> Option<Turn>;
     /// Forgets the live copy of a saga that was there already.
     fn forget(&self, id: &str);
     /// Who waits for a saga.
@@ -337,7 +337,7 @@ impl<C: Send + Sync + 'static> Driver<C> {
             return answer(completion, &Event::ChildEnded { op, generation, result });
         };
         let Some(client) = self.client() else { return };
-        let turn = self.begin(&name, &child, &input);
+        let turn = self.begin(&name, options.version, &child, &input);
         let began = turn.is_some();
         let start = Start {
             turn,
@@ -402,11 +402,11 @@ impl<C: Send + Sync + 'static> Drives for Driver<C> {
         self.registry.options(name)
     }
 
-    fn begin(&self, name: &str, id: &str, input: &Blob) -> Option<Turn> {
+    fn begin(&self, name: &str, version: u32, id: &str, input: &Blob) -> Option<Turn> {
         if self.shard(id).live.contains_key(id) {
             return None;
         }
-        let mut runner = self.registry.begin(name, id, input).ok()?;
+        let mut runner = self.registry.begin(name, version, id, input).ok()?;
         let mut turn = runner.turn(Vec::new());
         self.check(&mut turn);
         if turn.end.is_none() && !runner.is_at_rest() {

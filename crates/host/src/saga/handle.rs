@@ -161,7 +161,7 @@ impl Sagas {
         // Made first, so that no hint is missed, and let go of in every case.
         let mut handle = self.get(id);
         let seen = handle.watch.hints();
-        let turn = self.driver.begin(name, id, &input);
+        let turn = self.driver.begin(name, options.version, id, &input);
         let began = turn.is_some();
         let start = Start {
             name: name.to_owned(),

@@ -214,6 +214,9 @@ pub fn checkpoint(
 pub struct EventLine {
     /// Its journal directory.
     pub directory: String,
+    /// Its batch in that directory's event log, and its place in the batch: never given twice, and
+    /// ascending within the directory.
+    pub position: (u64, u32),
     /// When, in nanoseconds since 1970.
     pub time: u64,
     /// What happened.
@@ -243,8 +246,10 @@ pub fn events(dir: &Path, mirror: Option<&Path>) -> Result<EventList, ToolError>
         let Some(identity) = identity_of(&paths) else { continue };
         let history = EventLog::read_all(&mut Copies::new(read_only(&paths)?), identity);
         list.lost_batches += history.corrupt;
-        list.events.extend(history.events.into_iter().map(|event| EventLine {
+        let events = history.events.into_iter().zip(history.positions);
+        list.events.extend(events.map(|(event, at)| EventLine {
             directory: directory.to_string(),
+            position: (at.batch, at.index),
             time: event.time.0,
             kind: event.kind.name(),
             fields: event.fields.into_iter().collect(),

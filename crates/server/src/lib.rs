@@ -1,0 +1,15 @@
+//! Declared sagas over HTTP: their definitions, the calls they make, and the server.
+
+mod call;
+pub mod catalog;
+pub mod client;
+mod declared;
+mod definition;
+pub mod finding;
+mod http;
+pub mod look;
+pub mod moment;
+pub mod serve;
+
+pub use http::auth::{Token, TokenError};
+pub use http::description;
