@@ -33,7 +33,7 @@ fn done(value: u64) -> Result<Blob, Failure> {
 fn journal(registry: &Registry<()>) -> Machine {
     let mut machine = Machine::default();
     let mut out = Vec::new();
-    let mut runner = registry.begin("f", "id", &Blob::default()).unwrap();
+    let mut runner = registry.begin("f", 1, "id", &Blob::default()).unwrap();
     let turn = Some(runner.turn(Vec::new()));
     let start = Start { name: "f".into(), version: 1, turn, ..Start::default() };
     let attempted = Event::Attempted {
@@ -66,7 +66,7 @@ fn a_foreign_await_is_named_with_the_operation_before_it() {
         pending::<()>().await;
         Ok(1)
     });
-    let mut runner = registry.begin("f", "id", &Blob::default()).unwrap();
+    let mut runner = registry.begin("f", 1, "id", &Blob::default()).unwrap();
     assert_eq!(runner.turn(Vec::new()).end, None);
     let turn = runner.turn(vec![(0, done(1))]);
     assert_eq!(broken(&turn).kind, FailureKind::ForeignAwait);
@@ -77,7 +77,7 @@ fn a_foreign_await_is_named_with_the_operation_before_it() {
 #[test]
 fn a_foreign_await_before_anything_else_says_so() {
     let registry = registry(1, |_| pending());
-    let turn = registry.begin("f", "id", &Blob::default()).unwrap().turn(Vec::new());
+    let turn = registry.begin("f", 1, "id", &Blob::default()).unwrap().turn(Vec::new());
     assert!(broken(&turn).message.contains("before its first operation"));
 }
 
@@ -147,7 +147,7 @@ fn the_loser_of_a_select_is_forgotten() {
             Either::Second(_) => Ok(0),
         }
     });
-    let mut runner = registry.begin("f", "id", &Blob::default()).unwrap();
+    let mut runner = registry.begin("f", 1, "id", &Blob::default()).unwrap();
     let turn = runner.turn(Vec::new());
     let (sleep, quick) = (0, 1);
     let asked: Vec<(u32, &str)> = turn.ops.iter().map(|op| (op.number, op.name.as_str())).collect();
@@ -165,7 +165,7 @@ fn what_was_never_awaited_is_never_asked_for() {
         drop(unused);
         one
     });
-    let mut runner = registry.begin("f", "id", &Blob::default()).unwrap();
+    let mut runner = registry.begin("f", 1, "id", &Blob::default()).unwrap();
     assert_eq!(runner.turn(Vec::new()).ops.iter().map(|op| op.number).collect::<Vec<_>>(), [1]);
     let turn = runner.turn(vec![(1, done(3))]);
     assert!(turn.forgotten.is_empty());

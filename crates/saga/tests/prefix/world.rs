@@ -180,7 +180,7 @@ impl World {
     ) -> Result<Self, Broken> {
         let mut this = Self::empty(seed, random, tamper);
         let input = Blob::of(script).expect("a script is a value");
-        let mut runner = this.registry.begin("script", ID, &input).expect("it is registered");
+        let mut runner = this.registry.begin("script", 1, ID, &input).expect("it is registered");
         let turn = first.then(|| runner.turn(Vec::new()));
         this.runner = first.then_some(runner);
         let start = Start {
