@@ -67,6 +67,7 @@ impl Server {
         description = "Durable sagas over HTTP. Every answer is durable before it is given. Errors are \
                        problem documents (RFC 9457) that say who is at fault and what to do."
     ),
+    components(schemas(Problem)),
     tags(
         (name = "definitions", description = "What sagas consist of"),
         (name = "sagas", description = "Starting sagas, looking at them and stepping in"),
