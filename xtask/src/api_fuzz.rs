@@ -14,14 +14,17 @@ const SETTINGS: &str = r#"
 # A definition or a state that the description cannot exclude is refused with these.
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "404", "409", "422"]
-# A text that is no text in JSON is no less a text in YAML, which a definition may be written in.
+# As the default, but a server error is never right, and a wrong media type or a conflict is a no too.
 [checks.negative_data_rejection]
 expected-statuses = ["400", "401", "404", "405", "409", "413", "415", "422"]
 "#;
 
-/// Ended by no signal from here; waits for signals, so that sagas stay for a while.
+/// Names what is there, which no text made up by chance does.
+const KNOWN: &str = "[parameters]\nsaga = \"fuzzed\"\nname = \"fuzzed\"\nsignal = \"go\"\nstep = \"go\"\n";
+
+/// Waits for a signal, so that its sagas stay for a while.
 const DEFINITION: &str =
-    "name: fuzzed\nversion: 1\nsteps:\n  - signal: go\n    within: 1s\n  - sleep: 10ms\n";
+    "name: fuzzed\nversion: 1\nsteps:\n  - signal: go\n    within: 2s\n  - sleep: 10ms\n";
 
 /// A server that is killed in the end.
 struct Served(Child);
@@ -38,7 +41,9 @@ pub(crate) fn command(root: &Path, arguments: &[String]) -> Outcome {
         [] => "50",
         [count] if count.parse::<u32>().is_ok() => count,
         _ => {
-            return Outcome::Misused("api-fuzz takes the number of examples per operation, or nothing".into());
+            return Outcome::Misused(
+                "api-fuzz takes the number of examples per operation, or nothing".into(),
+            );
         }
     };
     let tool = std::env::var_os("SCHEMATHESIS").map_or_else(|| PathBuf::from("schemathesis"), PathBuf::from);
@@ -57,8 +62,7 @@ pub(crate) fn command(root: &Path, arguments: &[String]) -> Outcome {
     // What an earlier run left there.
     let _ = std::fs::remove_dir_all(&place);
     let made = std::fs::create_dir_all(place.join("sagas"))
-        .and_then(|()| std::fs::write(place.join("sagas/fuzzed.yaml"), DEFINITION))
-        .and_then(|()| std::fs::write(place.join("schemathesis.toml"), SETTINGS));
+        .and_then(|()| std::fs::write(place.join("sagas/fuzzed.yaml"), DEFINITION));
     if let Err(error) = made {
         return Outcome::Misused(format!("cannot write to {}: {error}", place.display()));
     }
@@ -66,24 +70,40 @@ pub(crate) fn command(root: &Path, arguments: &[String]) -> Outcome {
         Ok(served) => served,
         Err(why) => return Outcome::Misused(why),
     };
-    let description = format!("{url}/openapi.json");
-    let status = Command::new(&tool)
-        .current_dir(&place)
-        .args(["run", &description, "--max-examples", examples, "--seed", "1"])
-        // The stream of events does not end by itself.
-        .args(["--exclude-path", "/v1/events", "--phases", "examples,coverage,fuzzing", "--no-color"])
-        .status();
-    drop(served);
-    match status {
-        Ok(status) if status.success() => Outcome::Passed,
-        Ok(_) => Outcome::Failed,
-        Err(error) => Outcome::Misused(format!("{}: {error}", tool.display())),
+    let known = ["saga", "start", "fuzzed", "--key", "fuzzed", "--server", &url];
+    if !Command::new(program(root)).args(known).status().is_ok_and(|status| status.success()) {
+        return Outcome::Misused("the saga to be fuzzed could not be started: see above".into());
     }
+    let description = format!("{url}/openapi.json");
+    let mut outcome = Outcome::Passed;
+    // Any path, and then the ones of what is there.
+    for settings in [SETTINGS.to_owned(), format!("{KNOWN}{SETTINGS}")] {
+        if let Err(error) = std::fs::write(place.join("schemathesis.toml"), settings) {
+            return Outcome::Misused(format!("cannot write to {}: {error}", place.display()));
+        }
+        let status = Command::new(&tool)
+            .current_dir(&place)
+            .args(["run", &description, "--max-examples", examples, "--seed", "1"])
+            // The stream of events does not end by itself.
+            .args(["--exclude-path", "/v1/events", "--phases", "examples,coverage,fuzzing", "--no-color"])
+            .status();
+        match status {
+            Ok(status) if status.success() => {}
+            Ok(_) => outcome = Outcome::Failed,
+            Err(error) => return Outcome::Misused(format!("{}: {error}", tool.display())),
+        }
+    }
+    drop(served);
+    outcome
+}
+
+fn program(root: &Path) -> PathBuf {
+    root.join("target/debug/rallypoint")
 }
 
 /// The shipped binary on a directory of its own, and its address.
 fn serve(root: &Path, place: &Path) -> Result<(Served, String), String> {
-    let mut command = Command::new(root.join("target/debug/rallypoint"));
+    let mut command = Command::new(program(root));
     command.args(["serve", "--listen", "127.0.0.1:0", "--segment-bytes", "16777216"]);
     command.arg("--allow-unsuitable-file-system").arg("--dir").arg(place.join("store"));
     command.arg("--sagas").arg(place.join("sagas")).stdout(Stdio::piped());

@@ -67,6 +67,7 @@ impl Server {
         description = "Durable sagas over HTTP. Every answer is durable before it is given. Errors are \
                        problem documents (RFC 9457) that say who is at fault and what to do."
     ),
+    components(schemas(Problem)),
     tags(
         (name = "definitions", description = "What sagas consist of"),
         (name = "sagas", description = "Starting sagas, looking at them and stepping in"),
@@ -102,6 +103,13 @@ fn parts() -> (Router<Arc<Server>>, utoipa::openapi::OpenApi) {
         .routes(routes!(health::metrics))
         .split_for_parts();
     health::secure(&mut api);
+    // An absent input, value or output is `null`; only a definition must be there.
+    for path in api.paths.paths.values_mut() {
+        let body = path.post.as_mut().and_then(|post| post.request_body.as_mut());
+        if let Some(utoipa::openapi::RefOr::T(body)) = body {
+            body.required = Some(utoipa::openapi::Required::False);
+        }
+    }
     (router, api)
 }
 

@@ -9,8 +9,8 @@ use rallypoint::{SagaRequestError, SagaStoreError, StartError, saga::Refusal};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use utoipa::openapi::response::{Response as ApiResponse, ResponseBuilder};
-use utoipa::openapi::{ContentBuilder, RefOr};
-use utoipa::{IntoResponses, PartialSchema, ToSchema};
+use utoipa::openapi::{ContentBuilder, Ref, RefOr};
+use utoipa::{IntoResponses, ToSchema};
 
 /// The media type of a problem document.
 pub(crate) const MEDIA_TYPE: &str = "application/problem+json";
@@ -311,7 +311,7 @@ impl IntoResponses for Problems {
             (503, "Not now; the same request may be sent again."),
         ];
         let problem = |text: &str| {
-            let content = ContentBuilder::new().schema(Some(Problem::schema())).build();
+            let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
             RefOr::T(ResponseBuilder::new().description(text).content(MEDIA_TYPE, content).build())
         };
         all.into_iter().map(|(status, text)| (status.to_string(), problem(text))).collect()
