@@ -9,10 +9,10 @@ use rallypoint_barrier::answer::{Answer, Reply, Source};
 use rallypoint_barrier::guard::{self, Error, Stop};
 use rusqlite::Connection;
 use rusqlite::trace::{TraceEvent, TraceEventCodes};
+use std::cell::RefCell;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 
 const NAME: &str = "alice";
 const FILES: [&str; 3] = ["bank.db", "bank.db-wal", "bank.db-journal"];
@@ -22,18 +22,25 @@ type Operation = fn(&mut Connection) -> Result<Reply, Error<rusqlite::Error>>;
 /// The copies, with what was about to run or had run.
 type Copies = Vec<(PathBuf, String)>;
 
-fn copy(folder: &Path, event: &TraceEvent<'_>, copies: &mut Copies) {
+thread_local! {
+    /// The folder whose files are copied, and the copies: SQLite's trace takes a bare function.
+    static COPIES: RefCell<(PathBuf, Copies)> = RefCell::default();
+}
+
+fn copy(event: TraceEvent<'_>) {
     let moment = match event {
         TraceEvent::Stmt(_, statement) => format!("before {statement}"),
         TraceEvent::Profile(statement, _) => format!("after {}", statement.sql()),
         _ => return,
     };
-    let target = folder.join(format!("crash-{}", copies.len()));
-    fs::create_dir(&target).unwrap();
-    for file in FILES.iter().filter(|file| folder.join(file).exists()) {
-        fs::copy(folder.join(file), target.join(file)).unwrap();
-    }
-    copies.push((target, moment));
+    COPIES.with_borrow_mut(|(folder, copies)| {
+        let target = folder.join(format!("crash-{}", copies.len()));
+        fs::create_dir(&target).unwrap();
+        for file in FILES.iter().filter(|file| folder.join(file).exists()) {
+            fs::copy(folder.join(file), target.join(file)).unwrap();
+        }
+        copies.push((target, moment));
+    });
 }
 
 fn charge(connection: &mut Connection) -> Result<Reply, Error<rusqlite::Error>> {
@@ -58,18 +65,17 @@ fn crash_at_each_statement(journal: &str, before: &[Operation], operation: Opera
         operation(&mut connection).unwrap();
     }
     let balance_before = bank::balance(&connection, NAME);
-    let copies = Arc::new(Mutex::new(Copies::new()));
-    let (from, into) = (folder.path().to_owned(), Arc::clone(&copies));
+    COPIES.set((folder.path().to_owned(), Copies::new()));
     let statements = TraceEventCodes::SQLITE_TRACE_STMT | TraceEventCodes::SQLITE_TRACE_PROFILE;
-    let each = move |event: TraceEvent<'_>| copy(&from, &event, &mut into.lock().unwrap());
-    connection.trace_v2(statements, Some(each)).unwrap();
+    connection.trace_v2(statements, Some(copy));
     let first = operation(&mut connection).unwrap();
-    connection.trace_v2(statements, None::<fn(TraceEvent<'_>)>).unwrap();
+    connection.trace_v2(statements, None);
     let balance_after = bank::balance(&connection, NAME);
 
     let (mut nothing, mut all) = (0, 0);
-    for (copy, moment) in copies.lock().unwrap().iter() {
-        let mut connection = bank::open(&file(copy), journal);
+    let (_, copies) = COPIES.take();
+    for (copy, moment) in copies {
+        let mut connection = bank::open(&file(&copy), journal);
         let found = bank::balance(&connection, NAME);
         let again = operation(&mut connection).unwrap();
         assert_eq!(again.answer, first.answer, "{moment}");

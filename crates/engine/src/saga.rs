@@ -122,6 +122,7 @@ fn key_part(text: &str) -> String {
 }
 
 /// What a saga actor understands.
+#[expect(clippy::large_enum_variant, reason = "it is made once, encoded or taken apart, and gone")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SagaMessage {
     /// Begin.

@@ -16,7 +16,7 @@ use crate::value::Blob;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::future::Future;
 use std::marker::PhantomData;
@@ -45,6 +45,8 @@ struct Shared {
     bodies: BTreeMap<OpNumber, Body>,
     /// Operations asked for, without a result, not forgotten.
     outstanding: BTreeMap<OpNumber, String>,
+    /// Those of them that will have a result soon.
+    soon: BTreeSet<OpNumber>,
     last: Option<String>,
     cancelled: Option<Failure>,
     broken: Option<Failure>,
@@ -175,6 +177,17 @@ impl<C: 'static> Saga<C> {
     }
 }
 
+/// A sleep of at least this long is worth building the function anew afterwards.
+const LONG: Duration = Duration::from_secs(10);
+
+fn is_soon(what: &What) -> bool {
+    match what {
+        What::Signal { .. } => false,
+        What::Sleep { length } => *length < LONG,
+        What::Step { .. } | What::Run { .. } | What::Child { .. } => true,
+    }
+}
+
 fn read_value<T: DeserializeOwned>(resolution: Resolution) -> Result<T, SagaError> {
     let unread = |error: crate::value::ValueError| Failure::new(FailureKind::Mismatch, error.to_string());
     resolution.and_then(|blob| blob.read().map_err(unread)).map_err(SagaError)
@@ -276,6 +289,9 @@ impl<T> Future for Operation<T> {
             shared.last = Some(new.name.clone());
             if !shared.resolved.contains_key(&this.number) {
                 shared.outstanding.insert(this.number, new.name.clone());
+                if is_soon(&new.what) {
+                    shared.soon.insert(this.number);
+                }
             }
             shared.asked.push(new);
         }
@@ -469,6 +485,14 @@ impl Runner {
         self.future.is_some()
     }
 
+    /// It waits only for what may take long: a signal, or a long sleep. Whoever keeps it may drop it,
+    /// and build it anew when there is something to tell.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        let shared = lock(&self.shared);
+        !shared.outstanding.is_empty() && shared.soon.is_empty()
+    }
+
     /// The closure of a [`Saga::run`] that has no result yet.
     #[must_use]
     pub fn body(&self, number: OpNumber) -> Option<Body> {
@@ -482,6 +506,7 @@ impl Runner {
             let mut shared = lock(&self.shared);
             for (number, resolution) in results {
                 shared.outstanding.remove(&number);
+                shared.soon.remove(&number);
                 shared.resolved.insert(number, resolution);
                 turn.fed.push(number);
             }

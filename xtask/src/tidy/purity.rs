@@ -143,7 +143,8 @@ fn check_file(file: &str, text: &str, test_file: bool, simulator: bool, findings
         for rule in RULES {
             let tolerated =
                 (rule.tests_may && (path.in_test || test_file)) || (rule.simulator_may && simulator);
-            let users = path.segments == ["async"] && USERS_FUTURES.contains(&file);
+            let users = path.segments == ["async"]
+                && (USERS_FUTURES.contains(&file) || file.starts_with("crates/saga/tests/"));
             if !tolerated && !users && (rule.forbids)(&path) {
                 let owner = if simulator { "the simulator" } else { "a pure crate" };
                 let what = format!("{} in {owner}: `{}`", rule.what, path.segments.join("::"));

@@ -254,7 +254,7 @@ fn disk(tokio: &tokio::runtime::Runtime, definition: App, dir: &Path) -> io::Res
     if !runtime.checkpoint(Duration::from_secs(60)) {
         return Err(io::Error::other("no checkpoint could be written"));
     }
-    let images = bytes_below(&dir.join("0"), "checkpoint")?;
+    let images = bytes_below(dir, "cp-")?;
     Ok(vec![
         Row::judged(
             "log of 10,000 sagas, 1,024 at once, one copy",
@@ -309,8 +309,8 @@ async fn wait_for(sagas: &Sagas, numbers: std::ops::Range<u64>) -> io::Result<()
     let ids: Vec<String> = numbers.map(|at| format!("w-{at}")).collect();
     for ids in ids.chunks(1024) {
         let mut tasks = Vec::new();
-        for id in ids.iter().cloned() {
-            let sagas = sagas.clone();
+        for id in ids {
+            let (sagas, id) = (sagas.clone(), id.clone());
             tasks.push(tokio::spawn(async move {
                 sagas.start("waits", &id, &Order::new(false)).await.map_err(io::Error::other)
             }));

@@ -49,6 +49,8 @@ pub(crate) trait Drives: Send + Sync {
     fn forget(&self, id: &str);
     /// Who waits for a saga.
     fn watch(&self, id: &str) -> Arc<Watch>;
+    /// One who waited waits no more.
+    fn unwatch(&self, id: &str, watch: &Arc<Watch>);
     /// Where bodies run.
     fn handle(&self) -> Handle;
 }
@@ -124,14 +126,7 @@ impl<C: Send + Sync + 'static> Driver<C> {
     }
 
     fn hint(&self, id: &str) {
-        let watch = {
-            let mut shard = self.shard(id);
-            // Nobody else holds it any more.
-            if shard.watches.get(id).is_some_and(|watch| Arc::strong_count(watch) == 1) {
-                shard.watches.remove(id);
-            }
-            shard.watches.get(id).cloned()
-        };
+        let watch = self.shard(id).watches.get(id).cloned();
         if let Some(watch) = watch {
             watch.hint();
         }
@@ -177,7 +172,8 @@ impl<C: Send + Sync + 'static> Driver<C> {
         };
         let mut turn = runner.turn(results);
         self.check(&mut turn);
-        let ended = turn.end.is_some();
+        // One that waits for a signal for days is built anew then, and takes no memory meanwhile.
+        let ended = turn.end.is_some() || runner.is_at_rest();
         if ended {
             *guard = None;
         }
@@ -413,7 +409,7 @@ impl<C: Send + Sync + 'static> Drives for Driver<C> {
         let mut runner = self.registry.begin(name, id, input).ok()?;
         let mut turn = runner.turn(Vec::new());
         self.check(&mut turn);
-        if turn.end.is_none() {
+        if turn.end.is_none() && !runner.is_at_rest() {
             let mut shard = self.shard(id);
             if shard.live.contains_key(id) {
                 return None;
@@ -429,6 +425,16 @@ impl<C: Send + Sync + 'static> Drives for Driver<C> {
 
     fn watch(&self, id: &str) -> Arc<Watch> {
         Arc::clone(self.shard(id).watches.entry(id.to_owned()).or_default())
+    }
+
+    fn unwatch(&self, id: &str, watch: &Arc<Watch>) {
+        let mut shard = self.shard(id);
+        // The table's and the one that is being dropped.
+        if Arc::strong_count(watch) == 2
+            && shard.watches.get(id).is_some_and(|found| Arc::ptr_eq(found, watch))
+        {
+            shard.watches.remove(id);
+        }
     }
 
     fn handle(&self) -> Handle {

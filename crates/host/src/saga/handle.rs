@@ -158,8 +158,9 @@ impl Sagas {
             return Err(StartError::Id(id.to_owned()));
         }
         let options = self.driver.options(name).ok_or_else(|| StartError::Unregistered(name.to_owned()))?;
-        let watch = self.driver.watch(id);
-        let seen = watch.hints();
+        // Made first, so that no hint is missed, and let go of in every case.
+        let mut handle = self.get(id);
+        let seen = handle.watch.hints();
         let turn = self.driver.begin(name, id, &input);
         let began = turn.is_some();
         let start = Start {
@@ -179,8 +180,8 @@ impl Sagas {
         }
         match reply {
             Ok(SagaReply::Started(is_new)) => {
-                let fresh = is_new.then_some(seen);
-                Ok((SagaHandle { sagas: self.clone(), id: id.to_owned(), watch, fresh }, is_new))
+                handle.fresh = is_new.then_some(seen);
+                Ok((handle, is_new))
             }
             Ok(_) => Err(SagaStoreError::Failed("an answer of another kind".into()).into()),
             Err(AskError::Refused(_)) => Err(StartError::OtherInput(id.to_owned())),
@@ -307,6 +308,12 @@ pub struct SagaHandle {
     watch: Arc<Watch>,
     /// It began with this handle, which has seen so many hints.
     fresh: Option<u64>,
+}
+
+impl Drop for SagaHandle {
+    fn drop(&mut self) {
+        self.sagas.driver.unwatch(&self.id, &self.watch);
+    }
 }
 
 impl SagaHandle {
