@@ -1,7 +1,8 @@
 //! What a request is answered, and why. No HTTP library is known here: a status and bytes.
 
-/// The status of a step that came after its undo.
-pub const TOO_LATE: u16 = 409;
+/// The status of a step that came after its undo. Gone, and not one of those (409, 425, 503...) that a
+/// caller takes for "try again": it never can act again.
+pub const TOO_LATE: u16 = 410;
 /// The status of an undo that had nothing to undo.
 pub const NOTHING_TO_UNDO: u16 = 204;
 

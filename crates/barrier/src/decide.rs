@@ -4,9 +4,14 @@
 //! - the step's handler is committed at most once, and never after an undo of K was recorded;
 //! - the undo's handler is committed at most once, and only after the step's handler was;
 //! - a step that acted is answered the same bytes until it is undone. From then on it is refused:
-//!   its first answer would claim something that no longer holds.
+//!   its first answer would claim something that no longer holds;
+//! - a key is answered only to the request that it was recorded for, as far as fingerprints tell.
+//!
+//! Source: the sub-transaction barrier of dtm (empty compensation, hanging, idempotence), with the
+//! first answer and the refusal added.
 
 use crate::answer::{Answer, Reply, Source};
+use crate::key::Key;
 
 /// The word in the column `state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +55,8 @@ pub struct Row {
     pub state: State,
     /// For [`State::Undo`], the key of its step.
     pub undo_of: Option<String>,
+    /// What the first request gave as its fingerprint.
+    pub fingerprint: Option<Vec<u8>>,
     /// The first answer.
     pub answer: Answer,
 }
@@ -88,16 +95,33 @@ pub enum Misuse {
     /// The same undo named another step before.
     #[error("this undo named another step before; the caller must use one key per undo")]
     UndoOfAnother,
+    /// The same key came with another request before.
+    #[error("this idempotency key came with another request before; the caller must use one key per request")]
+    OtherRequest,
 }
 
 /// Decides a step with key K. `found` is the row of K, or `None` if this transaction has claimed it.
-pub fn step(key: &str, found: Option<Row>) -> Result<OnStep, Misuse> {
-    if key.is_empty() {
+///
+/// ```
+/// use rallypoint_barrier::answer::{Answer, Source};
+/// use rallypoint_barrier::decide::{self, OnStep, Row, State};
+///
+/// assert_eq!(decide::step("K".into(), None), Ok(OnStep::Run));
+/// let row =
+///     Row { state: State::Undone, undo_of: None, fingerprint: None, answer: Answer::nothing_to_undo() };
+/// let Ok(OnStep::Answer(reply)) = decide::step("K".into(), Some(row)) else { panic!("it acts") };
+/// assert_eq!(reply.source, Source::TooLate);
+/// ```
+pub fn step(key: Key<'_>, found: Option<Row>) -> Result<OnStep, Misuse> {
+    if key.text.is_empty() {
         return Err(Misuse::EmptyKey);
     }
     let Some(row) = found else {
         return Ok(OnStep::Run);
     };
+    if row.state != State::Undo && key.is_of_another_than(row.fingerprint.as_deref()) {
+        return Err(Misuse::OtherRequest);
+    }
     match row.state {
         State::Claimed => Ok(OnStep::Run),
         State::Acted | State::Refused => {
@@ -110,20 +134,32 @@ pub fn step(key: &str, found: Option<Row>) -> Result<OnStep, Misuse> {
 
 /// Decides an undo with key U of the step with key K. `found` is the row of U and `step` that of K,
 /// or `None` for what this transaction has claimed.
-pub fn undo(key: &str, of: &str, found: Option<Row>, step: Option<Row>) -> Result<OnUndo, Misuse> {
-    if key.is_empty() || of.is_empty() {
+///
+/// ```
+/// use rallypoint_barrier::answer::Answer;
+/// use rallypoint_barrier::decide::{self, OnUndo, Row, State};
+///
+/// assert_eq!(decide::undo("U".into(), "K", None, None), Ok(OnUndo::RecordNothing));
+/// let answer = Answer::new(201, "charged");
+/// let row = Row { state: State::Acted, undo_of: None, fingerprint: None, answer: answer.clone() };
+/// assert_eq!(decide::undo("U".into(), "K", None, Some(row)), Ok(OnUndo::Run(answer)));
+/// ```
+pub fn undo(key: Key<'_>, of: &str, found: Option<Row>, step: Option<Row>) -> Result<OnUndo, Misuse> {
+    if key.text.is_empty() || of.is_empty() {
         return Err(Misuse::EmptyKey);
     }
-    if key == of {
+    if key.text == of {
         return Err(Misuse::StepAndUndo);
     }
     match found {
         None | Some(Row { state: State::Claimed, .. }) => {}
-        Some(Row { state: State::Undo, undo_of, answer }) => {
-            return if undo_of.as_deref() == Some(of) {
-                Ok(OnUndo::Answer(Reply { answer, source: Source::Repeated }))
-            } else {
+        Some(Row { state: State::Undo, undo_of, fingerprint, answer }) => {
+            return if undo_of.as_deref() != Some(of) {
                 Err(Misuse::UndoOfAnother)
+            } else if key.is_of_another_than(fingerprint.as_deref()) {
+                Err(Misuse::OtherRequest)
+            } else {
+                Ok(OnUndo::Answer(Reply { answer, source: Source::Repeated }))
             };
         }
         Some(_) => return Err(Misuse::StepAndUndo),
@@ -140,12 +176,22 @@ pub fn undo(key: &str, of: &str, found: Option<Row>, step: Option<Row>) -> Resul
 
 #[cfg(test)]
 mod tests {
-    use super::{Misuse, OnStep, OnUndo, Row, State, step, undo};
+    use super::{Misuse, OnStep, OnUndo, Row, State};
     use crate::answer::{Answer, Reply, Source};
+    use crate::key::Key;
 
     fn row(state: State) -> Option<Row> {
         let undo_of = (state == State::Undo).then(|| "K".to_owned());
-        Some(Row { state, undo_of, answer: Answer::new(201, "first") })
+        let fingerprint = Some(b"first".to_vec());
+        Some(Row { state, undo_of, fingerprint, answer: Answer::new(201, "first") })
+    }
+
+    fn step(key: &str, found: Option<Row>) -> Result<OnStep, Misuse> {
+        super::step(key.into(), found)
+    }
+
+    fn undo(key: &str, of: &str, found: Option<Row>, step: Option<Row>) -> Result<OnUndo, Misuse> {
+        super::undo(key.into(), of, found, step)
     }
 
     fn repeated() -> Reply {
@@ -170,6 +216,23 @@ mod tests {
         assert_eq!(step("K", row(State::Undone)), Ok(OnStep::Answer(too_late)));
         assert_eq!(step("K", row(State::Undo)), Err(Misuse::StepAndUndo));
         assert_eq!(step("", None), Err(Misuse::EmptyKey));
+    }
+
+    #[test]
+    fn another_request_with_the_same_key_is_refused() {
+        let (same, other) = (Key::new("K").of_request(b"first"), Key::new("K").of_request(b"other"));
+        for state in [State::Acted, State::Refused, State::Undone] {
+            assert!(super::step(same, row(state)).is_ok());
+            assert_eq!(super::step(other, row(state)), Err(Misuse::OtherRequest));
+        }
+        assert_eq!(super::step(other, row(State::Undo)), Err(Misuse::StepAndUndo));
+        assert_eq!(super::step(other, None), Ok(OnStep::Run));
+        let (same, other) = (Key::new("U").of_request(b"first"), Key::new("U").of_request(b"other"));
+        let acted = || row(State::Acted);
+        assert_eq!(super::undo(same, "K", row(State::Undo), acted()), Ok(OnUndo::Answer(repeated())));
+        assert_eq!(super::undo(other, "K", row(State::Undo), acted()), Err(Misuse::OtherRequest));
+        // The fingerprint of the step is the step's own; an undo has another.
+        assert!(matches!(super::undo(other, "K", None, acted()), Ok(OnUndo::Run(_))));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use crate::answer::{Answer, Reply, Source};
 use crate::decide::{self, Misuse, OnStep, OnUndo, Row, State};
+use crate::key::Key;
 use crate::sql;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
@@ -56,11 +57,29 @@ pub fn create_table(connection: &Connection) -> Result<(), rusqlite::Error> {
 /// Performs a step once: the first time runs `handler`, each repeat gets the first answer.
 ///
 /// `handler` writes through the connection that it is given, and must not end its transaction.
-pub fn step<E>(
+///
+/// ```
+/// use rallypoint_barrier::answer::{Answer, Source};
+/// use rallypoint_barrier::guard::{self, Stop};
+///
+/// let mut connection = rusqlite::Connection::open_in_memory()?;
+/// guard::create_table(&connection)?;
+/// connection.execute_batch("CREATE TABLE stock (sku TEXT, left INTEGER)")?;
+/// let reply = guard::step::<rusqlite::Error>(&mut connection, "order-17/reserve", |tx| {
+///     if tx.execute("UPDATE stock SET left = left - 1 WHERE sku = 'tea' AND left > 0", [])? == 0 {
+///         return Err(Stop::Refuse(Answer::new(422, "out of stock")));
+///     }
+///     Ok(Answer::new(201, "reserved"))
+/// })?;
+/// assert_eq!((reply.source, reply.answer.status), (Source::Refused, 422));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn step<'k, E>(
     connection: &mut Connection,
-    key: &str,
+    key: impl Into<Key<'k>>,
     handler: impl FnOnce(&Connection) -> Result<Answer, Stop<E>>,
 ) -> Result<Reply, Error<E>> {
+    let key = key.into();
     let transaction = begin(connection)?;
     let found = claim_or_find(&transaction, key).map_err(Error::Database)?;
     match decide::step(key, found).map_err(Error::Misuse)? {
@@ -68,7 +87,7 @@ pub fn step<E>(
         OnStep::Run => {
             let reply = run(&transaction, handler)?;
             let state = if reply.source == Source::Fresh { State::Acted } else { State::Refused };
-            record(&transaction, key, state, None, &reply.answer).map_err(Error::Database)?;
+            record(&transaction, key.text, state, None, &reply.answer).map_err(Error::Database)?;
             transaction.commit().map_err(Error::Database)?;
             Ok(reply)
         }
@@ -77,15 +96,32 @@ pub fn step<E>(
 
 /// Undoes the step with key `of` once, with the step's first answer in hand. If the step has not
 /// acted, nothing runs, and from now on it cannot.
-pub fn undo<E>(
+///
+/// ```
+/// use rallypoint_barrier::answer::{Answer, Source};
+/// use rallypoint_barrier::guard;
+/// use rusqlite::Error;
+///
+/// let mut connection = rusqlite::Connection::open_in_memory()?;
+/// guard::create_table(&connection)?;
+/// let undo = guard::undo::<Error>(&mut connection, "order-17/refund", "order-17/charge", |_, _| {
+///     Ok(Answer::new(200, "refunded"))
+/// })?;
+/// assert_eq!(undo.source, Source::NothingToUndo);
+/// let step = guard::step::<Error>(&mut connection, "order-17/charge", |_| Ok(Answer::new(201, "charged")))?;
+/// assert_eq!(step.source, Source::TooLate);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn undo<'k, E>(
     connection: &mut Connection,
-    key: &str,
+    key: impl Into<Key<'k>>,
     of: &str,
     handler: impl FnOnce(&Connection, &Answer) -> Result<Answer, Stop<E>>,
 ) -> Result<Reply, Error<E>> {
+    let key = key.into();
     let transaction = begin(connection)?;
     let found = claim_or_find(&transaction, key).map_err(Error::Database)?;
-    let step = claim_or_find(&transaction, of).map_err(Error::Database)?;
+    let step = claim_or_find(&transaction, Key::new(of)).map_err(Error::Database)?;
     let (reply, step_answer) = match decide::undo(key, of, found, step).map_err(Error::Misuse)? {
         OnUndo::Answer(reply) => return Ok(reply),
         OnUndo::Run(first) => {
@@ -102,7 +138,7 @@ pub fn undo<E>(
         }
     };
     record(&transaction, of, State::Undone, None, &step_answer).map_err(Error::Database)?;
-    record(&transaction, key, State::Undo, Some(of), &reply.answer).map_err(Error::Database)?;
+    record(&transaction, key.text, State::Undo, Some(of), &reply.answer).map_err(Error::Database)?;
     transaction.commit().map_err(Error::Database)?;
     Ok(reply)
 }
@@ -122,18 +158,18 @@ fn begin<E>(connection: &mut Connection) -> Result<Transaction<'_>, Error<E>> {
 }
 
 /// `None`: the key is new, and this transaction's.
-fn claim_or_find(connection: &Connection, key: &str) -> Result<Option<Row>, rusqlite::Error> {
-    if connection.execute(sql::CLAIM, params![key, now_ms()])? == 1 {
+fn claim_or_find(connection: &Connection, key: Key<'_>) -> Result<Option<Row>, rusqlite::Error> {
+    if connection.execute(sql::CLAIM, params![key.text, key.fingerprint, now_ms()])? == 1 {
         return Ok(None);
     }
-    let found = connection.query_row(sql::FIND, [key], |row| {
+    let found = connection.query_row(sql::FIND, [key.text], |row| {
         let word: String = row.get(0)?;
         let state = State::parse(&word).ok_or_else(|| {
             let why = format!("`{word}` is no state that this version of the barrier knows");
             rusqlite::Error::FromSqlConversionFailure(0, Type::Text, why.into())
         })?;
-        let answer = Answer { status: row.get(2)?, body: row.get_ref(3)?.as_bytes()?.to_vec() };
-        Ok(Row { state, undo_of: row.get(1)?, answer })
+        let answer = Answer { status: row.get(3)?, body: row.get_ref(4)?.as_bytes()?.to_vec() };
+        Ok(Row { state, undo_of: row.get(1)?, fingerprint: row.get(2)?, answer })
     });
     found.optional()
 }

@@ -5,6 +5,10 @@
 //! and [`sql`] the statements, for any driver; [`guard`] is both of them for SQLite. The table, the
 //! rules and the same in Python: `docs/barrier.md`.
 //!
+//! The idea is that of the sub-transaction barrier of [dtm](https://en.dtm.pub/practice/barrier.html):
+//! a row per step and per undo, inserted by whoever comes first. This one also keeps the first
+//! answer, and owns commit and rollback, so that a refusal is never recorded as if it had acted.
+//!
 //! ```
 //! use rallypoint_barrier::answer::{Answer, Source};
 //! use rallypoint_barrier::guard;
@@ -31,6 +35,7 @@ pub mod answer;
 pub mod decide;
 #[cfg(feature = "rusqlite")]
 pub mod guard;
+pub mod key;
 pub mod sql;
 
 /// The header with the key of this request: the same at each attempt.

@@ -3,9 +3,10 @@
 mod bank;
 
 use bank::CENTS;
-use rallypoint_barrier::answer::{Reply, Source};
+use rallypoint_barrier::answer::{Answer, Reply, Source};
 use rallypoint_barrier::decide::Misuse;
 use rallypoint_barrier::guard::{self, Error};
+use rallypoint_barrier::key::{Key, fingerprint};
 use rusqlite::Connection;
 use std::path::Path;
 use std::sync::Barrier;
@@ -113,4 +114,37 @@ fn a_misused_key_changes_nothing() {
     assert!(matches!(reused, Err(Error::Misuse(Misuse::UndoOfAnother))), "{reused:?}");
     let reused = guard::step::<rusqlite::Error>(&mut connection, "alice/undo", |_| panic!("it ran"));
     assert!(matches!(reused, Err(Error::Misuse(Misuse::StepAndUndo))), "{reused:?}");
+}
+
+#[test]
+fn a_key_with_another_request_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut connection = bank::open(&folder.path().join("bank.db"), "WAL");
+    let (thirty, forty) = (fingerprint([b"30".as_slice()]), fingerprint([b"40".as_slice()]));
+    let mut step = |key: Key<'_>| {
+        let done = guard::step::<rusqlite::Error>(&mut connection, key, |_| Ok(Answer::new(201, "charged")));
+        done.map(|reply| reply.source)
+    };
+    let key = Key::new("K");
+    assert!(matches!(step(key.of_request(&thirty)), Ok(Source::Fresh)));
+    assert!(matches!(step(key.of_request(&thirty)), Ok(Source::Repeated)));
+    assert!(matches!(step(key.of_request(&forty)), Err(Error::Misuse(Misuse::OtherRequest))));
+    assert!(matches!(step(key), Ok(Source::Repeated)));
+    let mut undo = |key: Key<'_>| {
+        let done = guard::undo::<rusqlite::Error>(&mut connection, key, "K", |_, _| {
+            Ok(Answer::new(200, "refunded"))
+        });
+        done.map(|reply| reply.source)
+    };
+    let key = Key::new("U");
+    assert!(matches!(undo(key.of_request(&forty)), Ok(Source::Fresh)));
+    assert!(matches!(undo(key.of_request(&forty)), Ok(Source::Repeated)));
+    assert!(matches!(undo(key.of_request(&thirty)), Err(Error::Misuse(Misuse::OtherRequest))));
+    // The undo leaves the step's fingerprint in its place.
+    let mut step = |print: &[u8]| {
+        let key = Key::new("K").of_request(print);
+        guard::step::<rusqlite::Error>(&mut connection, key, |_| panic!("it ran")).map(|reply| reply.source)
+    };
+    assert!(matches!(step(&thirty), Ok(Source::TooLate)));
+    assert!(matches!(step(&forty), Err(Error::Misuse(Misuse::OtherRequest))));
 }
