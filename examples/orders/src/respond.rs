@@ -53,7 +53,7 @@ impl Books {
     ) -> Response {
         let key = match key(headers, KEY_HEADER) {
             Ok(key) => key,
-            Err(missing) => return missing,
+            Err(missing) => return answer(missing),
         };
         self.perform(move |connection| guard::step(connection, &key, handler)).await
     }
@@ -62,7 +62,7 @@ impl Books {
     pub(crate) async fn undo(&self, headers: &HeaderMap, order: String, statement: &'static str) -> Response {
         let (key, of) = match (key(headers, KEY_HEADER), key(headers, KEY_OF_HEADER)) {
             (Ok(key), Ok(of)) => (key, of),
-            (Err(missing), _) | (_, Err(missing)) => return missing,
+            (Err(missing), _) | (_, Err(missing)) => return answer(missing),
         };
         let handler = move |connection: &Connection, first: &Answer| {
             let written: Written = serde_json::from_slice(&first.body).map_err(Failed::from)?;
@@ -106,10 +106,10 @@ pub(crate) fn refusal(status: u16, why: &str) -> Answer {
     Answer::new(status, json!({ "error": why }).to_string())
 }
 
-fn key(headers: &HeaderMap, name: &str) -> Result<String, Response> {
+fn key(headers: &HeaderMap, name: &str) -> Result<String, Answer> {
     match headers.get(name).map(|value| value.to_str()) {
         Some(Ok(key)) if !key.is_empty() => Ok(key.to_owned()),
-        _ => Err(answer(refusal(400, &format!("the header {name} is missing, empty or not ASCII")))),
+        _ => Err(refusal(400, &format!("the header {name} is missing, empty or not ASCII"))),
     }
 }
 
