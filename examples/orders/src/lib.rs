@@ -1,7 +1,7 @@
 //! Three services that a saga calls (inventory, payment, shipping), each with its own database
 //! behind the barrier, and the audit of what they were left with.
 //!
-//! `order.yaml` is the saga. The services know nothing of it: they see requests with keys, repeated,
+//! The services know nothing of the saga that calls them: they see requests with keys, repeated,
 //! late and out of order, and answer each of them once.
 #![forbid(unsafe_code)]
 

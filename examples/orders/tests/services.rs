@@ -167,7 +167,7 @@ fn refusals_have_their_status_and_leave_nothing() {
     assert_eq!(rows(&payment_db, "SELECT count(*) FROM charges"), 0);
 }
 
-/// What an order calls, as `order.yaml` says it: all of it, or undone.
+/// What an order calls, all of it, or undone.
 fn perform(client: &Client, [inventory, payment, shipping]: [&str; 3], order: &Order) -> bool {
     let id = &order.id;
     let calls = [
