@@ -41,6 +41,8 @@ impl Drop for Process {
 }
 
 fn client() -> Client {
+    // Whichever test is first installs it; without one a client cannot be built.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     Client::builder().timeout(Duration::from_secs(20)).no_proxy().build().unwrap()
 }
 
