@@ -3,8 +3,8 @@
 //! Decides that a version is one definition for ever: another text under the same name and version
 //! is refused, so that a saga goes on with what it began with. Never forgets a version.
 //!
-//! Order at start: the store is opened, [`Catalog::load`] reads what it holds, and only with
-//! [`Catalog::release`] is any name found. A saga that goes on earlier waits for that, instead of being told that its definition
+//! Order at start: the store is opened, `Catalog::load` reads what it holds, and only with
+//! `Catalog::release` is any name found. A saga that goes on earlier waits for that, instead of being told that its definition
 //! does not exist.
 
 use crate::definition::Definition;
