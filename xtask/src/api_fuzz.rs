@@ -24,7 +24,7 @@ const KNOWN: &str = "[parameters]\nsaga = \"fuzzed\"\nname = \"fuzzed\"\nsignal 
 
 /// Waits for a signal, so that its sagas stay for a while.
 const DEFINITION: &str =
-    "name: fuzzed\nversion: 1\nsteps:\n  - signal: go\n    within: 2s\n  - sleep: 10ms\n";
+    "saga: fuzzed\nversion: 1\nsteps:\n  - signal: go\n    within: 2s\n  - sleep: 10ms\n";
 
 /// A server that is killed in the end.
 struct Served(Child);

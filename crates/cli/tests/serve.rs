@@ -89,11 +89,11 @@ impl Place {
         std::fs::create_dir(folder.path().join("sagas")).unwrap();
         let url = &world.url;
         let text = format!(
-            "name: order\nversion: 1\nsteps:\n\
-             \x20 - {{name: first, call: {{url: '{url}/first'}}, undo: {{url: '{url}/unfirst'}}}}\n\
-             \x20 - {{name: slow, call: {{url: '{url}/slow'}}, retry: {{base: 5ms, cap: 10ms}}}}\n\
+            "saga: order\nversion: 1\nsteps:\n\
+             \x20 - {{name: first, call: {{method: POST, url: '{url}/first'}}, undo: {{method: POST, url: '{url}/unfirst'}}}}\n\
+             \x20 - {{name: slow, call: {{method: POST, url: '{url}/slow'}}, retry: {{base: 5ms, cap: 10ms}}}}\n\
              \x20 - {{signal: approved}}\n\
-             \x20 - {{name: last, call: {{url: '{url}/last'}}}}\n"
+             \x20 - {{name: last, call: {{method: POST, url: '{url}/last'}}}}\n"
         );
         std::fs::write(folder.path().join("sagas/order.yaml"), text).unwrap();
         Self { folder }
@@ -211,7 +211,7 @@ fn a_server_that_is_told_to_end_ends_in_order_and_its_directory_can_be_looked_at
 fn what_cannot_be_served_is_named() {
     let world = Participant::new();
     let place = Place::new(&world);
-    std::fs::write(place.folder.path().join("sagas/wrong.yaml"), "name: wrong\nversion: 1\nsteps: []\n")
+    std::fs::write(place.folder.path().join("sagas/wrong.yaml"), "saga: wrong\nversion: 1\nsteps: []\n")
         .unwrap();
     let mut command = Command::new(PROGRAM);
     command.args(["serve", "--listen", "127.0.0.1:0", "--segment-bytes", "1048576"]);

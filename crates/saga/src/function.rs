@@ -552,7 +552,10 @@ impl Runner {
             Err(panic) => Some(End::Broken(panicked(&*panic))),
             Ok(Poll::Pending) => None,
             Ok(Poll::Ready(Ok(output))) => Some(End::Completed(output)),
-            Ok(Poll::Ready(Err(SagaError(failure)))) if failure.kind == FailureKind::Mismatch => {
+            // A bug, or code that does not fit: a person looks before anything is undone.
+            Ok(Poll::Ready(Err(SagaError(failure))))
+                if matches!(failure.kind, FailureKind::Mismatch | FailureKind::Fatal) =>
+            {
                 Some(End::Broken(failure))
             }
             Ok(Poll::Ready(Err(SagaError(failure)))) => Some(End::Failed(failure)),

@@ -5,13 +5,13 @@
 
 use crate::call::{CallOutcome, Caller, Keys};
 use crate::catalog::Catalog;
-use crate::definition::{CallPlan, Definition, HttpCall, Node, StepNode};
+use crate::definition::{Call, CallPlan, Definition, Node, Scope, StepNode};
 use rallypoint::saga::{Blob, DynamicFunction, Failure, FailureKind, Fallback, Policy, Resolution};
 use rallypoint::{
     Operation, Registry, Saga, SagaError, SagaOptions, Step, StepCx, StepError, StepOutcome, UndoError,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use std::fmt;
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ impl fmt::Display for Refused {
     }
 }
 
-async fn call(cx: &StepCx<'_, ServerContext>, call: &HttpCall) -> CallOutcome {
+async fn call(cx: &StepCx<'_, ServerContext>, call: &Call) -> CallOutcome {
     let keys = Keys { key: cx.key(), key_of: cx.key_of(), traceparent: cx.traceparent() };
     cx.app().caller.perform(call, keys).await
 }
@@ -60,16 +60,17 @@ impl Step<ServerContext> for HttpStep {
                 Err(StepError::Transient { message, retry_after, may_have_acted })
             }
             CallOutcome::Misconfigured(message) => Err(StepError::Misconfigured(message)),
+            CallOutcome::Fatal(message) => Err(StepError::Fatal(message)),
         }
     }
 
     async fn undo(&self, cx: StepCx<'_, ServerContext>, done: StepOutcome<Value>) -> Result<(), UndoError> {
-        let Some(undo) = &self.0.undo else { return Err(UndoError::NotDefined) };
         let output = match &done {
             StepOutcome::Known(output) => Some(output),
             StepOutcome::Unknown => None,
         };
-        let undo = undo.call(output).map_err(UndoError::Fatal)?;
+        let Some(undo) = self.0.undo(output) else { return Err(UndoError::NotDefined) };
+        let undo = undo.map_err(UndoError::Fatal)?;
         match call(&cx, &undo).await {
             CallOutcome::Done(_) => Ok(()),
             CallOutcome::Business { status, body } => {
@@ -80,6 +81,7 @@ impl Step<ServerContext> for HttpStep {
             }
             // Credentials may be set right meanwhile; when they are not, the saga is stuck in the end.
             CallOutcome::Misconfigured(message) => Err(UndoError::Transient { message, retry_after: None }),
+            CallOutcome::Fatal(message) => Err(UndoError::Fatal(message)),
         }
     }
 }
@@ -102,26 +104,14 @@ pub(crate) fn registry(catalog: Arc<Catalog>) -> Result<Registry<ServerContext>,
     Ok(Registry::new(context).fallback_step::<HttpStep>().fallback(find))
 }
 
-/// What templates know: the input, the outputs so far, the saga's id.
-struct Scope {
-    input: Value,
-    steps: Map<String, Value>,
-    id: String,
-}
-
-impl Scope {
-    fn value(&self) -> Value {
-        json!({ "input": self.input, "steps": self.steps, "saga": { "id": self.id } })
-    }
-}
-
-/// The definition asks for something that cannot be: the saga fails and is compensated.
-fn fatal(message: String) -> SagaError {
+/// The definition asks for something that cannot be: the saga stops for a person, who may cancel it.
+/// Nothing says that what it did so far is wrong, so nothing is undone for it.
+fn stop(message: String) -> SagaError {
     SagaError(Failure::new(FailureKind::Fatal, message))
 }
 
 fn read(name: &str, blob: &Blob) -> Result<Value, SagaError> {
-    blob.read().map_err(|error| fatal(format!("the output of {name:?}: {error}")))
+    blob.read().map_err(|error| stop(format!("the output of {name:?}: {error}")))
 }
 
 fn ask(
@@ -129,8 +119,8 @@ fn ask(
     step: &StepNode,
     scope: &Scope,
 ) -> Result<Operation<Resolution>, SagaError> {
-    let plan = step.plan(&scope.value()).map_err(|why| fatal(format!("step {:?}: {why}", step.name())))?;
-    let value = Blob::of(&HttpStep(plan)).map_err(|error| fatal(error.to_string()))?;
+    let plan = step.plan(scope).map_err(|why| stop(format!("step {:?}: {why}", step.name())))?;
+    let value = Blob::of(&HttpStep(plan)).map_err(|error| stop(error.to_string()))?;
     let attempts = step.attempts();
     let policy = Policy {
         timeout: attempts.timeout,
@@ -145,31 +135,30 @@ fn ask(
 }
 
 async fn run(definition: Arc<Definition>, saga: Saga<ServerContext>, input: Blob) -> Result<Blob, SagaError> {
-    let mut scope = Scope { input: read("input", &input)?, steps: Map::new(), id: saga.id() };
+    let mut scope = definition.scope(&saga.id(), &read("input", &input)?);
     for node in definition.nodes() {
         match node {
             Node::Step(step) => {
                 let output = ask(&saga, step, &scope)?.await?;
-                scope.steps.insert(step.name().to_owned(), read(step.name(), &output)?);
+                scope.done(step.name(), read(step.name(), &output)?);
             }
-            Node::Parallel(group) => {
-                let steps = &group.parallel;
+            Node::Parallel(steps) => {
                 let asked: Result<Vec<_>, _> = steps.iter().map(|step| ask(&saga, step, &scope)).collect();
                 let outputs: Vec<Blob> = saga.join_all(asked?).await?;
                 for (step, output) in steps.iter().zip(outputs) {
-                    scope.steps.insert(step.name().to_owned(), read(step.name(), &output)?);
+                    scope.done(step.name(), read(step.name(), &output)?);
                 }
             }
-            Node::Signal(signal) => {
-                let mut wait = saga.signal::<Value>(&signal.signal);
-                if let Some(within) = signal.within {
-                    wait = wait.within(within.0);
+            Node::Signal { name, within } => {
+                let mut wait = saga.signal::<Value>(name);
+                if let Some(within) = within {
+                    wait = wait.within(*within);
                 }
-                scope.steps.insert(signal.signal.clone(), wait.await?);
+                scope.done(name, wait.await?);
             }
-            Node::Sleep(sleep) => saga.sleep(sleep.sleep.0).await?,
+            Node::Sleep(length) => saga.sleep(*length).await?,
         }
     }
-    let output = definition.output(&scope.value()).map_err(|why| fatal(format!("output: {why}")))?;
-    Blob::of(&output).map_err(|error| fatal(error.to_string()))
+    let output = definition.output(&scope).map_err(|why| stop(format!("output: {why}")))?;
+    Blob::of(&output).map_err(|error| stop(error.to_string()))
 }

@@ -1,126 +1,68 @@
-//! Declared sagas: what a definition may hold, and what its templates make of it.
+//! Declared sagas: what a definition holds, and what its calls come to.
 //!
-//! Decides what is a definition and what each of its calls says. Never performs one. Rendering is
-//! deterministic: the same input and outputs give the same calls, so that a saga can be told again
-//! what its journal says.
+//! Decides what each call of a saga says. Never performs one, and never learns a secret: a header that
+//! is one stays the name of a variable until it is sent. Filling in is deterministic: the same input
+//! and outputs give the same calls, so that a saga can be told again what its journal says.
+//!
+//! Invariant: what is journaled of a step is enough to run and to undo it, whatever became of the
+//! definition.
+
+mod read;
+mod template;
+mod tree;
 
 use crate::finding::Finding;
-use minijinja::{Environment, UndefinedBehavior};
-use rallypoint_base::hash::xxh3;
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Steps that a template may run: a loop ends.
-const FUEL: u64 = 100_000;
-
 /// One version of a declared saga.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Definition {
-    file: File,
+    name: String,
+    version: u32,
+    vars: Value,
+    concurrency: Option<u32>,
+    deadline: Option<Duration>,
+    nodes: Vec<Node>,
+    output: Option<Value>,
+    #[serde(skip)]
     digest: u64,
 }
 
-/// A definition as it is written.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    name: String,
-    version: u32,
-    #[serde(default)]
-    concurrency: Option<u32>,
-    #[serde(default)]
-    deadline: Option<Length>,
-    steps: Vec<Node>,
-    #[serde(default)]
-    output: Option<Value>,
-}
-
 /// What a saga does next.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) enum Node {
     /// A call.
     Step(Box<StepNode>),
     /// Calls side by side.
-    Parallel(ParallelNode),
-    /// A signal from outside.
-    Signal(SignalNode),
-    /// A time.
-    Sleep(SleepNode),
-}
-
-/// Calls side by side.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct ParallelNode {
-    pub(crate) parallel: Vec<StepNode>,
-}
-
-/// A signal from outside: its value is the output of this name.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct SignalNode {
-    pub(crate) signal: String,
-    #[serde(default)]
-    pub(crate) within: Option<Length>,
-}
-
-/// A time to wait.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct SleepNode {
-    pub(crate) sleep: Length,
+    Parallel(Vec<StepNode>),
+    /// A signal from outside: its value is the output of this name.
+    Signal { name: String, within: Option<Duration> },
+    /// A time to wait.
+    Sleep(Duration),
 }
 
 /// A call, and how it is attempted.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct StepNode {
     name: String,
     call: Call,
-    #[serde(default)]
     undo: Option<Call>,
-    #[serde(default)]
-    timeout: Option<Length>,
-    #[serde(default)]
-    retry: Option<Retry>,
-    #[serde(default)]
-    undo_attempts: Option<u32>,
-    #[serde(default)]
-    pivot: bool,
-    #[serde(default)]
-    atomic: bool,
+    attempts: Attempts,
 }
 
-/// How often, and how far apart.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Retry {
-    #[serde(default)]
-    attempts: Option<u32>,
-    #[serde(default)]
-    base: Option<Length>,
-    #[serde(default)]
-    cap: Option<Length>,
-}
-
-/// A call whose texts are templates.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Call {
-    #[serde(default = "post")]
-    method: Method,
-    url: String,
-    #[serde(default)]
-    headers: BTreeMap<String, String>,
-    #[serde(default)]
-    body: Option<Value>,
-}
-
-fn post() -> Method {
-    Method::Post
+/// How a step is attempted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Attempts {
+    pub(crate) timeout: Duration,
+    pub(crate) attempts: u32,
+    pub(crate) base: Duration,
+    pub(crate) cap: Duration,
+    pub(crate) undo_attempts: u32,
+    pub(crate) pivot: bool,
+    pub(crate) atomic: bool,
 }
 
 /// The methods of calls.
@@ -134,272 +76,159 @@ pub(crate) enum Method {
     Delete,
 }
 
-/// A length of time: `250ms`, `10s`, `5m`, `24h`, `7d`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Length(pub(crate) Duration);
-
-impl Serialize for Length {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{}ms", self.0.as_millis()))
-    }
+/// The value of a header.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum HeaderText {
+    /// A template, or what it came to.
+    Text(String),
+    /// The name of a variable of the server's environment, read when the call is made.
+    Secret(String),
 }
 
-impl<'de> Deserialize<'de> for Length {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let wrong =
-            || serde::de::Error::custom(format!("{text:?} is no length of time: 250ms, 10s, 5m, 24h, 7d"));
-        let end = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-        let number: u64 = text[..end].parse().map_err(|_| wrong())?;
-        let unit = match &text[end..] {
-            "ms" => 1,
-            "s" => 1_000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            _ => return Err(wrong()),
-        };
-        let millis = number.checked_mul(unit).filter(|&millis| millis <= 36_500 * 86_400_000);
-        millis.map(|millis| Self(Duration::from_millis(millis))).ok_or_else(wrong)
-    }
+/// What an answer means for its saga.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Class {
+    /// It was done.
+    Done,
+    /// The business does not allow it.
+    Business,
+    /// It may pass.
+    Transient,
+    /// The other side refuses us as such.
+    Misconfigured,
 }
 
-/// A call as it is made. Texts of the form `${NAME}` in its headers are put in from the environment
-/// when it is made, and stand in no journal.
+/// A call: with templates in a definition, filled in for a saga.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct HttpCall {
+pub(crate) struct Call {
     pub(crate) method: Method,
     pub(crate) url: String,
-    pub(crate) headers: BTreeMap<String, String>,
-    pub(crate) body: Option<Value>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) headers: BTreeMap<String, HeaderText>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) json: Option<Value>,
+    /// Answers that mean something else than usual.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) status: BTreeMap<u16, Class>,
 }
 
-/// What is journaled of a step: enough to make its call, and to undo it.
+/// What is journaled of a step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct CallPlan {
-    pub(crate) call: HttpCall,
-    pub(crate) undo: Option<UndoPlan>,
+    pub(crate) call: Call,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    undo: Option<UndoPlan>,
 }
 
-/// An undo, whose templates wait for what is known of the step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct UndoPlan {
-    call: Call,
-    scope: Value,
-}
-
-/// How a step is attempted.
-pub(crate) struct Attempts {
-    pub(crate) timeout: Duration,
-    pub(crate) attempts: u32,
-    pub(crate) base: Duration,
-    pub(crate) cap: Duration,
-    pub(crate) undo_attempts: u32,
-    pub(crate) pivot: bool,
-    pub(crate) atomic: bool,
+#[serde(rename_all = "snake_case")]
+enum UndoPlan {
+    /// Filled in.
+    Call(Call),
+    /// It reads the output of its own step: the step's name, its templates, and what else they read.
+    Waiting { own: String, call: Call, scope: Value },
 }
 
 impl Definition {
     /// Reads a definition. `place` is what findings name: a file, or where it was put.
     ///
     /// # Errors
-    /// Everything that is wrong with it.
+    /// Everything that is wrong with it, in the order of its lines.
     pub(crate) fn parse(text: &str, place: &str) -> Result<Self, Vec<Finding>> {
-        let file: File = serde_saphyr::from_str(text).map_err(|error| {
-            let at = error.location().map(|at| format!(":{}:{}", at.line(), at.column())).unwrap_or_default();
-            vec![Finding {
-                place: format!("{place}{at}"),
-                message: error.to_string().lines().next().unwrap_or_default().to_owned(),
-                hint: Some("a definition has name, version and steps; each step name and call".into()),
-            }]
-        })?;
-        let mut findings = Vec::new();
-        check(&file, place, &mut findings);
-        if !findings.is_empty() {
-            return Err(findings);
-        }
-        // What it says, not how it is written.
-        let said = serde_json::to_vec(&file).map_err(|error| {
-            vec![Finding { place: place.to_owned(), message: error.to_string(), hint: None }]
-        })?;
-        Ok(Self { digest: xxh3(&said).max(1), file })
+        read::read(text, place)
     }
 
     pub(crate) fn name(&self) -> &str {
-        &self.file.name
+        &self.name
     }
 
     pub(crate) fn version(&self) -> u32 {
-        self.file.version
+        self.version
     }
 
+    /// Of what it says, not of how it is written.
     pub(crate) fn digest(&self) -> u64 {
         self.digest
     }
 
     pub(crate) fn concurrency(&self) -> Option<u32> {
-        self.file.concurrency
+        self.concurrency
     }
 
     pub(crate) fn deadline(&self) -> Option<Duration> {
-        self.file.deadline.map(|deadline| deadline.0)
+        self.deadline
     }
 
     pub(crate) fn nodes(&self) -> &[Node] {
-        &self.file.steps
+        &self.nodes
     }
 
-    /// The saga's output: what the template says, or the outputs of its steps.
-    pub(crate) fn output(&self, scope: &Value) -> Result<Value, String> {
-        match &self.file.output {
-            Some(template) => render_value(template, scope),
-            None => Ok(scope.get("steps").cloned().unwrap_or_default()),
-        }
+    /// What templates know of a saga.
+    pub(crate) fn scope(&self, id: &str, input: &Value) -> Scope {
+        Scope(json!({ "vars": self.vars, "input": input, "saga": { "id": id }, "steps": {} }))
     }
-}
 
-fn check(file: &File, place: &str, findings: &mut Vec<Finding>) {
-    let mut find = |at: &str, message: String, hint: &str| {
-        findings.push(Finding { place: format!("{place}: {at}"), message, hint: Some(hint.to_owned()) });
-    };
-    let is_name = |name: &str| {
-        (1..=100).contains(&name.len())
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
-    };
-    const NAME: &str = "a name has 1 to 100 letters, digits, '-', '_' or '.'";
-    if !is_name(&file.name) {
-        find("name", format!("{:?} is no name", file.name), NAME);
-    }
-    if file.version == 0 {
-        find("version", "0 is no version".into(), "versions begin with 1");
-    }
-    if file.steps.is_empty() {
-        find("steps", "there are none".into(), "a saga has at least one step");
-    }
-    let mut names = BTreeSet::new();
-    let mut steps: Vec<(String, &StepNode)> = Vec::new();
-    for (index, node) in file.steps.iter().enumerate() {
-        match node {
-            Node::Step(step) => steps.push((format!("steps[{index}]"), step)),
-            Node::Parallel(node) => {
-                let inner = node.parallel.iter().enumerate();
-                steps.extend(inner.map(|(at, step)| (format!("steps[{index}].parallel[{at}]"), step)));
-            }
-            Node::Signal(node) if !is_name(&node.signal) => {
-                find(&format!("steps[{index}].signal"), format!("{:?} is no name", node.signal), NAME);
-            }
-            Node::Signal(node) => drop(names.insert(node.signal.clone())),
-            Node::Sleep(_) => {}
-        }
-    }
-    for (at, step) in steps {
-        if !is_name(&step.name) {
-            find(&format!("{at}.name"), format!("{:?} is no name", step.name), NAME);
-        }
-        if !names.insert(step.name.clone()) {
-            find(
-                &format!("{at}.name"),
-                format!("{:?} is the name of another step", step.name),
-                "give each step its own name: outputs are found by it",
-            );
-        }
-        for (which, call) in
-            std::iter::once(("call", &step.call)).chain(step.undo.iter().map(|c| ("undo", c)))
-        {
-            let at = format!("{at}.{which}");
-            if !call.url.contains("{{")
-                && !call.url.starts_with("http://")
-                && !call.url.starts_with("https://")
-            {
-                find(
-                    &format!("{at}.url"),
-                    format!("{:?} is no address", call.url),
-                    "write http://… or https://…",
-                );
-            }
-            let mut texts = vec![("url", call.url.clone())];
-            texts.extend(call.headers.values().map(|value| ("headers", value.clone())));
-            call.body
-                .iter()
-                .for_each(|body| texts_of(body, &mut |text| texts.push(("body", text.to_owned()))));
-            for (part, text) in texts {
-                if let Err(error) = environment().template_from_str(&text) {
-                    find(&format!("{at}.{part}"), first_line(&error), "see the syntax of templates");
-                }
+    /// The saga's output: what the template says, or the outputs of its steps by their names.
+    ///
+    /// # Errors
+    /// What has no value.
+    pub(crate) fn output(&self, scope: &Scope) -> Result<Value, String> {
+        match &self.output {
+            Some(template) => template::value(template, &scope.0),
+            None => {
+                let steps = scope.0["steps"].as_object().into_iter().flatten();
+                Ok(Value::Object(steps.map(|(name, step)| (name.clone(), step["output"].clone())).collect()))
             }
         }
     }
 }
 
-fn texts_of(value: &Value, visit: &mut dyn FnMut(&str)) {
-    match value {
-        Value::String(text) => visit(text),
-        Value::Array(items) => items.iter().for_each(|item| texts_of(item, visit)),
-        Value::Object(fields) => fields.values().for_each(|field| texts_of(field, visit)),
-        _ => {}
+/// What templates know: `vars`, `input`, `saga.id`, and `steps.NAME.output` of what is done.
+#[derive(Clone, Debug)]
+pub(crate) struct Scope(Value);
+
+impl Scope {
+    /// A step is done.
+    pub(crate) fn done(&mut self, step: &str, output: Value) {
+        self.0["steps"][step] = json!({ "output": output });
     }
-}
-
-fn first_line(error: &minijinja::Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
-}
-
-fn environment() -> Environment<'static> {
-    let mut environment = Environment::new();
-    environment.set_undefined_behavior(UndefinedBehavior::Strict);
-    environment.set_fuel(Some(FUEL));
-    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment
-}
-
-fn render(template: &str, scope: &Value) -> Result<String, String> {
-    environment()
-        .render_str(template, minijinja::value::Serde(scope))
-        .map_err(|error| format!("template {template:?}: {}", first_line(&error)))
-}
-
-/// Renders the texts in a value. A text that is one expression keeps the type of what it gives.
-fn render_value(template: &Value, scope: &Value) -> Result<Value, String> {
-    Ok(match template {
-        Value::String(text) => {
-            let whole = text.trim().strip_prefix("{{").and_then(|rest| rest.strip_suffix("}}"));
-            match whole.filter(|inner| !inner.contains("{{") && !inner.contains("}}")) {
-                Some(expression) => {
-                    let environment = environment();
-                    let wrong =
-                        |error: minijinja::Error| format!("template {text:?}: {}", first_line(&error));
-                    let found = environment.compile_expression(expression).map_err(wrong)?;
-                    let value = found.eval(minijinja::value::Serde(scope)).map_err(wrong)?;
-                    if value.is_undefined() {
-                        return Err(format!("template {text:?}: there is no such value"));
-                    }
-                    serde_json::to_value(&value).map_err(|error| format!("template {text:?}: {error}"))?
-                }
-                None => Value::String(render(text, scope)?),
-            }
-        }
-        Value::Array(items) => {
-            Value::Array(items.iter().map(|item| render_value(item, scope)).collect::<Result<_, _>>()?)
-        }
-        Value::Object(fields) => {
-            let mut object = Map::new();
-            for (name, field) in fields {
-                object.insert(name.clone(), render_value(field, scope)?);
-            }
-            Value::Object(object)
-        }
-        plain => plain.clone(),
-    })
 }
 
 impl Call {
-    fn render(&self, scope: &Value) -> Result<HttpCall, String> {
+    fn fill(&self, scope: &Value) -> Result<Self, String> {
         let mut headers = BTreeMap::new();
         for (name, value) in &self.headers {
-            headers.insert(name.clone(), render(value, scope)?);
+            let value = match value {
+                HeaderText::Text(text) => HeaderText::Text(template::text(text, scope)?),
+                secret @ HeaderText::Secret(_) => secret.clone(),
+            };
+            headers.insert(name.clone(), value);
         }
-        let body = self.body.as_ref().map(|body| render_value(body, scope)).transpose()?;
-        Ok(HttpCall { method: self.method, url: render(&self.url, scope)?, headers, body })
+        let json = self.json.as_ref().map(|json| template::value(json, scope)).transpose()?;
+        let url = template::address(&self.url, scope)?;
+        Ok(Self { method: self.method, url, headers, json, status: self.status.clone() })
+    }
+
+    /// The texts that are templates; the first is the address.
+    fn templates(&self) -> Vec<&str> {
+        let mut texts = vec![self.url.as_str()];
+        texts.extend(self.headers.values().filter_map(|value| match value {
+            HeaderText::Text(text) => Some(text.as_str()),
+            HeaderText::Secret(_) => None,
+        }));
+        self.json.iter().for_each(|json| texts_of(json, &mut texts));
+        texts
+    }
+}
+
+fn texts_of<'a>(value: &'a Value, texts: &mut Vec<&'a str>) {
+    match value {
+        Value::String(text) => texts.push(text),
+        Value::Array(items) => items.iter().for_each(|item| texts_of(item, texts)),
+        Value::Object(fields) => fields.values().for_each(|field| texts_of(field, texts)),
+        _ => {}
     }
 }
 
@@ -408,73 +237,63 @@ impl StepNode {
         &self.name
     }
 
+    pub(crate) fn attempts(&self) -> &Attempts {
+        &self.attempts
+    }
+
     /// What is journaled of it.
-    pub(crate) fn plan(&self, scope: &Value) -> Result<CallPlan, String> {
-        let undo = self.undo.clone().map(|call| UndoPlan { call, scope: scope.clone() });
-        Ok(CallPlan { call: self.call.render(scope)?, undo })
+    ///
+    /// # Errors
+    /// What has no value.
+    pub(crate) fn plan(&self, scope: &Scope) -> Result<CallPlan, String> {
+        let undo = self.undo.as_ref().map(|undo| self.undo_plan(undo, &scope.0)).transpose();
+        let undo = undo.map_err(|why| format!("in its undo: {why}"))?;
+        Ok(CallPlan { call: self.call.fill(&scope.0)?, undo })
     }
 
-    pub(crate) fn attempts(&self) -> Attempts {
-        let or = |length: Option<Length>, seconds| length.map_or(Duration::from_secs(seconds), |l| l.0);
-        let retry = self.retry.as_ref();
-        Attempts {
-            timeout: or(self.timeout, 30),
-            attempts: retry.and_then(|retry| retry.attempts).unwrap_or(5).max(1),
-            base: or(retry.and_then(|retry| retry.base), 1),
-            cap: or(retry.and_then(|retry| retry.cap), 30),
-            undo_attempts: self.undo_attempts.unwrap_or(10).max(1),
-            pivot: self.pivot,
-            atomic: self.atomic,
+    fn undo_plan(&self, undo: &Call, scope: &Value) -> Result<UndoPlan, String> {
+        let templates = undo.templates();
+        let mut read = BTreeSet::new();
+        templates.iter().for_each(|text| read.extend(template::reads(text)));
+        let is_own = |path: &String| path.split('.').nth(1) == Some(self.name.as_str());
+        if !read.iter().any(|path| path.starts_with("steps.") && is_own(path)) {
+            return undo.fill(scope).map(UndoPlan::Call);
         }
+        // Only what it reads is kept: outputs may be large, and there is one such plan per step.
+        let mut kept = Map::new();
+        for path in &read {
+            let mut parts = path.split('.');
+            let (root, name) = (parts.next().unwrap_or_default(), parts.next());
+            match (root, name) {
+                ("steps", Some(name)) => {
+                    let steps = kept.entry("steps").or_insert_with(|| json!({}));
+                    if let Some(step) = scope["steps"].get(name) {
+                        steps[name] = step.clone();
+                    }
+                }
+                (root, _) => {
+                    if let Some(value) = scope.get(root) {
+                        kept.insert(root.to_owned(), value.clone());
+                    }
+                }
+            }
+        }
+        Ok(UndoPlan::Waiting { own: self.name.clone(), call: undo.clone(), scope: Value::Object(kept) })
     }
 }
 
-impl UndoPlan {
-    /// The call that undoes the step: its templates also know `output` (`none` when it is unknown).
-    pub(crate) fn call(&self, output: Option<&Value>) -> Result<HttpCall, String> {
-        let mut scope = self.scope.clone();
-        if let Value::Object(fields) = &mut scope {
-            fields.insert("output".into(), output.cloned().unwrap_or_default());
-        }
-        self.call.render(&scope)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn templates_keep_types_and_name_what_is_missing() {
-        let scope = json!({"input": {"cents": 4200, "id": "o-1"}});
-        let found = render_value(&json!({"c": "{{ input.cents }}", "t": "o {{ input.id }}"}), &scope);
-        assert_eq!(found, Ok(json!({"c": 4200, "t": "o o-1"})));
-        let missing = render_value(&json!("{{ input.nothing }}"), &scope).unwrap_err();
-        assert!(missing.contains("input.nothing"), "{missing}");
-    }
-
-    #[test]
-    fn findings_name_the_place_and_what_to_write() {
-        let wrong = "name: a b\nversion: 0\nsteps:\n  - name: x\n    call: {url: ftp://h}\n  - name: x\n    call: {url: http://h}\n";
-        let findings = Definition::parse(wrong, "a.yaml").unwrap_err();
-        let places: Vec<&str> = findings.iter().map(|finding| finding.place.as_str()).collect();
-        assert_eq!(
-            places,
-            ["a.yaml: name", "a.yaml: version", "a.yaml: steps[0].call.url", "a.yaml: steps[1].name"]
-        );
-        assert!(findings.iter().all(|finding| finding.hint.is_some()));
-        let broken = Definition::parse("name: [", "b.yaml").unwrap_err();
-        assert!(broken[0].place.starts_with("b.yaml:"), "{broken:?}");
-    }
-
-    #[test]
-    fn the_digest_is_of_what_is_said() {
-        let one = Definition::parse("name: a\nversion: 1\nsteps: [{sleep: 1s}]\n", "a").unwrap();
-        let same =
-            Definition::parse("{\"version\": 1, \"name\": \"a\", \"steps\": [{\"sleep\": \"1000ms\"}]}", "a");
-        assert_eq!(one.digest(), same.unwrap().digest());
-        let other = Definition::parse("name: a\nversion: 1\nsteps: [{sleep: 2s}]\n", "a").unwrap();
-        assert_ne!(one.digest(), other.digest());
+impl CallPlan {
+    /// The call that undoes the step, which gave this; `None` without an undo.
+    pub(crate) fn undo(&self, output: Option<&Value>) -> Option<Result<Call, String>> {
+        Some(match self.undo.as_ref()? {
+            UndoPlan::Call(call) => Ok(call.clone()),
+            UndoPlan::Waiting { own, call, scope } => {
+                let mut scope = scope.clone();
+                if let Some(output) = output {
+                    scope["steps"][own] = json!({ "output": output });
+                }
+                call.fill(&scope)
+            }
+        })
     }
 }

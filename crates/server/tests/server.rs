@@ -54,6 +54,7 @@ async fn answer(
     let (status, wait) = script.map_or((200, None), |script| script.remove(0));
     let answer = json!({ "at": uri.path(), "status": status }).to_string();
     let mut response = (StatusCode::from_u16(status).unwrap(), answer).into_response();
+    response.headers_mut().insert("content-type", "application/json".parse().unwrap());
     if let Some(wait) = wait {
         response.headers_mut().insert("retry-after", wait.parse().unwrap());
     }
@@ -87,18 +88,19 @@ impl Participant {
         let url = &self.url;
         let wait = if signal { "  - signal: approved\n" } else { "" };
         format!(
-            "name: {name}\nversion: {version}\nsteps:\n\
-             \x20 - name: reserve\n    call: {{url: '{url}/reserve', body: {{order: '{{{{ input.order }}}}'}}}}\n\
-             \x20   undo: {{url: '{url}/release', body: {{order: '{{{{ input.order }}}}', was: '{{{{ output.at }}}}'}}}}\n\
+            "saga: {name}\nversion: {version}\nvars: {{base: '{url}'}}\nsteps:\n\
+             \x20 - name: reserve\n    atomic: true\n\
+             \x20   call: {{method: POST, url: '{{{{ vars.base }}}}/reserve', json: {{order: '{{{{ input.order }}}}'}}}}\n\
+             \x20   undo: {{method: POST, url: '{{{{ vars.base }}}}/release', json: {{order: '{{{{ input.order }}}}', was: '{{{{ steps.reserve.output.at }}}}'}}}}\n\
              \x20   retry: {{base: 5ms, cap: 10ms}}\n\
              \x20 - parallel:\n\
-             \x20     - name: label\n        call: {{url: '{url}/label'}}\n        undo: {{url: '{url}/unlabel'}}\n\
-             \x20     - name: charge\n        call: {{url: '{url}/charge', body: {{cents: '{{{{ input.cents }}}}'}}}}\n\
-             \x20       undo: {{url: '{url}/refund'}}\n        retry: {{base: 5ms, cap: 10ms}}\n\
+             \x20     - name: label\n        call: {{method: POST, url: '{url}/label'}}\n        undo: {{method: POST, url: '{url}/unlabel'}}\n\
+             \x20     - name: charge\n        call: {{method: POST, url: '{url}/charge', json: {{cents: '{{{{ input.cents }}}}'}}}}\n\
+             \x20       undo: {{method: POST, url: '{url}/refund'}}\n        retry: {{base: 5ms, cap: 10ms}}\n\
              {wait}\
              \x20 - sleep: 1ms\n\
-             \x20 - name: ship\n    call: {{url: '{url}/ship'}}\n    retry: {{attempts: 2, base: 5ms, cap: 10ms}}\n\
-             output:\n  from: '{{{{ steps.reserve.at }}}}'\n  cents: '{{{{ input.cents }}}}'\n"
+             \x20 - name: ship\n    call: {{method: POST, url: '{url}/ship'}}\n    retry: {{attempts: 2, base: 5ms, cap: 10ms}}\n\
+             output:\n  from: '{{{{ steps.reserve.output.at }}}}'\n  cents: '{{{{ input.cents }}}}'\n"
         )
     }
 }
@@ -358,8 +360,8 @@ async fn people_signal_pause_cancel_and_restart() {
     assert_eq!(api.post("/v1/sagas/c/cancel", Value::Null).await.0, 409);
 
     // An undo that is refused makes it stuck: skip, resolve or abandon.
-    world.answers("/refund", &[(409, None)]);
-    world.answers("/unlabel", &[(409, None)]);
+    world.answers("/refund", &[(422, None)]);
+    world.answers("/unlabel", &[(422, None)]);
     api.start("order", "u", "", input()).await;
     api.until("u", signal).await;
     api.post("/v1/sagas/u/cancel", Value::Null).await;
@@ -477,7 +479,8 @@ async fn a_version_is_one_definition_for_ever() {
 
     let (status, problem) = api.define("order", world.definition("other", 1, false)).await;
     assert_eq!(status, 422, "{problem}");
-    let wrong = "name: order\nversion: 3\nsteps:\n  - name: a\n    call: {url: nowhere}\n".to_owned();
+    let wrong =
+        "saga: order\nversion: 3\nsteps:\n  - name: a\n    call: {method: GET, url: nowhere}\n".to_owned();
     let (status, problem) = api.define("order", wrong).await;
     assert_eq!(status, 422);
     let finding = &problem["findings"][0];
@@ -485,7 +488,7 @@ async fn a_version_is_one_definition_for_ever() {
         finding["place"].as_str().unwrap().contains("call.url") && finding["hint"].is_string(),
         "{problem}"
     );
-    let (status, problem) = api.define("order", "name: order\nversion: [\n".to_owned()).await;
+    let (status, problem) = api.define("order", "saga: order\nversion: [\n".to_owned()).await;
     assert_eq!(status, 422);
     assert!(problem["findings"][0]["place"].as_str().unwrap().starts_with("order:"), "{problem}");
     assert!(api.stop().await);
@@ -544,13 +547,13 @@ async fn secrets_reach_the_participant_and_nobody_else() {
     let secret = std::env::var("CARGO_MANIFEST_DIR").unwrap();
     let url = &world.url;
     let text = format!(
-        "name: s\nversion: 1\nsteps:\n  - name: a\n    call:\n      url: {url}/a\n      headers: \
-         {{Authorization: 'Bearer ${{CARGO_MANIFEST_DIR}}'}}\n"
+        "saga: s\nversion: 1\nsteps:\n  - name: a\n    call:\n      method: GET\n      url: {url}/a\n      \
+         headers: {{Authorization: {{secret: 'env:CARGO_MANIFEST_DIR'}}}}\n"
     );
     assert_eq!(api.define("s", text).await.0, 201);
     let (_, saga) = api.start("s", "s", "?wait=20s", Value::Null).await;
     assert_eq!(saga["status"], "completed");
-    assert_eq!(world.got()[0].authorization, Some(format!("Bearer {secret}")));
+    assert_eq!(world.got()[0].authorization, Some(secret.clone()));
     assert!(!saga.to_string().contains(&secret));
     api.stop().await;
     for entry in walk(&dir.path().join("store")) {
@@ -566,6 +569,137 @@ fn walk(folder: &Path) -> Vec<std::path::PathBuf> {
         if path.is_dir() { files.extend(walk(&path)) } else { files.push(path) }
     }
     files
+}
+
+/// A saga of two steps, `more` added to the second.
+fn two_steps(url: &str, more: &str) -> String {
+    format!(
+        "saga: two\nversion: 1\nsteps:\n  - name: first\n    call: {{method: POST, url: '{url}/first'}}\n    \
+         undo: {{method: DELETE, url: '{url}/first/{{{{ input.id }}}}'}}\n  - name: second\n    {more}\n    retry: \
+         {{base: 5ms, cap: 10ms}}\n    undo_attempts: 2\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_filled_in_stops_the_saga_and_undoes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = Participant::new().await;
+    let api = Api::open(options(dir.path())).await;
+    let url = &world.url;
+    let text = two_steps(url, &format!("call: {{method: POST, url: '{url}/second/{{{{ input.sku }}}}'}}"));
+    assert_eq!(api.define("two", text).await.0, 201);
+    for (id, sku) in [("none", Value::Null), ("dots", json!("..")), ("list", json!([1]))] {
+        api.start("two", id, "", json!({"id": "a/b", "sku": sku})).await;
+        let saga = api.until(id, |saga| saga["status"] == "stuck").await;
+        let why = saga["error"]["message"].as_str().unwrap();
+        assert!(why.contains("step \"second\"") && why.contains("input.sku"), "{why}");
+    }
+    assert_eq!(world.paths(), ["/first", "/first", "/first"]);
+    // A person decides; what is inserted is one segment.
+    assert_eq!(api.post("/v1/sagas/dots/cancel", Value::Null).await.0, 200);
+    api.until("dots", |saga| saga["status"] == "compensated").await;
+    assert_eq!(world.paths().last().unwrap(), "/first/a%2Fb");
+    api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_answer_means_what_the_table_says_unless_the_definition_says_otherwise() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = Participant::new().await;
+    let api = Api::open(options(dir.path())).await;
+    let url = &world.url;
+    let call = format!("call: {{method: POST, url: '{url}/second'}}");
+    let step = format!(
+        "{call}\n    undo: {{method: POST, url: '{url}/unsecond', status: {{business: [404], done: [418]}}}}\n    \
+         status: {{done: [404], business: [503], misconfigured: [422], transient: [402]}}\n  - name: third\n    \
+         call: {{method: POST, url: '{url}/third'}}"
+    );
+    assert_eq!(api.define("two", two_steps(url, &step)).await.0, 201);
+    let run = async |id: &str, second: &[(u16, Option<&'static str>)], until: &str| {
+        world.answers("/second", second);
+        let (status, saga) = api.start("two", id, "", json!({"id": id})).await;
+        assert!(status == 201 || status == 200, "{saga}");
+        api.until(id, |saga| saga["status"] == until).await
+    };
+    // Transient, all of them; 3xx leads nowhere else.
+    let transient = [408, 409, 425, 302, 308].map(|status| (status, None));
+    for status in transient.chunks(4) {
+        run(&format!("t{}", status[0].0), status, "completed").await;
+    }
+    run("o402", &[(402, None)], "completed").await;
+    let saga = run("o404", &[(404, None)], "completed").await;
+    assert_eq!(step_of(&saga, "second")["attempts"], 1);
+    let saga = run("o503", &[(503, None)], "compensated").await;
+    assert_eq!(saga["error"]["kind"], "business");
+    // Misconfigured: it waits with an alarm, nothing is undone.
+    let before = world.paths().iter().filter(|path| path.starts_with("/first/")).count();
+    for (id, status) in [("m401", 401), ("m403", 403), ("m405", 405), ("m407", 407), ("o422", 422)] {
+        world.answers("/second", &[(status, None)]);
+        api.start("two", id, "", json!({"id": id})).await;
+        let saga = api.until(id, |saga| step_of(saga, "second")["alarm"] == true).await;
+        assert!(saga["status"] != "compensating" && saga["status"] != "compensated", "{saga:#}");
+        assert_eq!(api.post(&format!("/v1/sagas/{id}/retry"), Value::Null).await.0, 200);
+        api.until(id, |saga| saga["status"] == "completed").await;
+    }
+    assert_eq!(world.paths().iter().filter(|path| path.starts_with("/first/")).count(), before);
+    // Undos: what is not there is undone, unless the definition says otherwise.
+    world.answers("/first/u", &[(410, None)]);
+    world.answers("/third", &[(400, None)]);
+    world.answers("/unsecond", &[(418, None)]);
+    run("u", &[], "compensated").await;
+    world.answers("/third", &[(400, None)]);
+    world.answers("/unsecond", &[(404, None)]);
+    let saga = run("v", &[], "stuck").await;
+    assert_eq!(step_of(&saga, "second")["compensation"]["status"], "failed");
+    assert_eq!(step_of(&saga, "first")["compensation"]["status"], "done");
+    api.stop().await;
+}
+
+use step as step_of;
+
+/// Answers by the path: a text, a JSON text, a large one, or what it was sent.
+async fn speak(uri: Uri, headers: HeaderMap) -> Response {
+    let answer = |media: &'static str, text: String| ([("content-type", media)], text).into_response();
+    match uri.path() {
+        "/text" => answer("text/plain", "17".into()),
+        "/json" => answer("application/json", "{\"n\": 17}".into()),
+        "/large" => answer("text/plain", "x".repeat((1 << 20) - 1024)),
+        "/larger" => answer("text/plain", "x".repeat((1 << 20) + 1)),
+        "/echo" => answer("text/plain", format!("you are {}", headers["authorization"].to_str().unwrap())),
+        "/moved" => (StatusCode::FOUND, [("location", "/json")]).into_response(),
+        _ => ().into_response(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outputs_are_json_or_text_up_to_a_mebibyte_and_show_no_secret() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(axum::serve(listener, Router::new().fallback(speak)).into_future());
+    let api = Api::open(ServeOptions { segment_len: None, ..options(dir.path()) }).await;
+    let text = format!(
+        "saga: say\nversion: 1\nsteps:\n  - name: a\n    call:\n      method: GET\n      url: \
+         '{url}/{{{{ input }}}}'\n      headers: {{Authorization: {{secret: 'env:CARGO_MANIFEST_DIR'}}}}\n    retry: \
+         {{attempts: 2, base: 5ms, cap: 5ms}}\n"
+    );
+    assert_eq!(api.define("say", text).await.0, 201);
+    let said = async |what: &str| {
+        let (_, saga) = api.start("say", what, "?wait=20s", json!(what)).await;
+        assert_eq!(saga["status"], "completed", "{what}: {:.500}", saga.to_string());
+        saga["output"]["a"].clone()
+    };
+    assert_eq!(said("text").await, "17");
+    assert_eq!(said("json").await, json!({"n": 17}));
+    assert_eq!(said("nothing").await, Value::Null);
+    assert_eq!(said("echo").await, "you are (secret)");
+    api.start("say", "larger", "", json!("larger")).await;
+    let saga = api.until("larger", |saga| saga["status"] == "stuck").await;
+    assert!(saga.to_string().contains("cannot be kept"), "{saga}");
+    let (_, saga) = api.start("say", "moved", "?wait=20s", json!("moved")).await;
+    assert_eq!((&saga["status"], &saga["error"]["kind"]), (&json!("compensated"), &json!("transient")));
+    assert_eq!(said("large").await.as_str().map(str::len), Some((1 << 20) - 1024));
+    api.stop().await;
 }
 
 #[test]
