@@ -10,6 +10,11 @@ pub const KEY_SLOTS: u16 = 1024;
 pub const KEY_BYTES: usize = 256;
 /// Largest message or reply, encoded, in bytes (`MessageTooLarge`).
 pub const MESSAGE_BYTES: usize = 1 << 20;
+/// Largest reply to a read-only ask, which stands in no log, and largest request of an effect
+/// (`MessageTooLarge`).
+pub const VIEW_BYTES: usize = 4 * MESSAGE_BYTES - (64 << 10);
+/// What the values and outputs of a saga may come to together. What goes beyond stops that saga alone.
+pub const SAGA_BYTES: usize = 3 * MESSAGE_BYTES;
 /// Longest name of a timer or an effect, in bytes (`NameTooLong`).
 pub const NAME_BYTES: usize = 256;
 /// Largest state of one actor, encoded, in bytes. A larger one is reported by each checkpoint that

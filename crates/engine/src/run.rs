@@ -9,7 +9,7 @@ use crate::map::Map;
 use crate::parcel::{Asker, Body, Parcel, kind_tag};
 use crate::timer::TimerId;
 use rallypoint_base::id::{Epoch, Lineage, PartitionId};
-use rallypoint_base::limits::{FAN_OUT, KEY_BYTES, MESSAGE_BYTES, NAME_BYTES};
+use rallypoint_base::limits::{FAN_OUT, KEY_BYTES, MESSAGE_BYTES, NAME_BYTES, VIEW_BYTES};
 use rallypoint_base::time::Time;
 use std::ops::Range;
 use std::sync::Arc;
@@ -206,7 +206,8 @@ impl Run {
         if name.len() > NAME_BYTES {
             return self.fail(RunError::NameTooLong(name.len()));
         }
-        if payload.len() > MESSAGE_BYTES {
+        // It may hold a message and more: the request of an undo has the step and its output.
+        if payload.len() > VIEW_BYTES {
             return self.fail(RunError::MessageTooLarge(payload.len()));
         }
         if self.fan_out() {

@@ -10,6 +10,7 @@
 use crate::actor::{Actor, Cx, Signal};
 use crate::codec::Codec;
 use crate::effect::EffectOutcome;
+use rallypoint_base::limits::{MESSAGE_BYTES, SAGA_BYTES};
 use rallypoint_base::random::Random;
 use rallypoint_saga::event::{Attempt, Command, Direction, End, Event, Parent, Start, TimerKey, Turn};
 use rallypoint_saga::function::{Resolution, resolution};
@@ -191,7 +192,12 @@ impl SagaActor {
                 cx.effect_with(Codec::Compact, EFFECT, &Work::Attempt(Box::new(work)), FOREVER, token);
             }
             Command::Drive { rebuild } => {
-                let feed = machine.unfed().into_iter();
+                let unfed = machine.unfed();
+                let outputs = unfed.iter().filter_map(|op| op.output.as_ref());
+                // Too much for a request: the driver reads it in the journal.
+                let large = outputs.map(|output| output.bytes().len()).sum::<usize>() > MESSAGE_BYTES / 2;
+                let rebuild = rebuild || large;
+                let feed = unfed.into_iter().filter(|_| !large);
                 let feed = feed.filter_map(|op| Some((op.number, resolution(machine, op.number)?))).collect();
                 let turns = machine.turns().len() as u32;
                 let work = Work::Drive {
@@ -254,6 +260,23 @@ impl SagaActor {
         child_id(cx.key(), op, generation)
     }
 
+    /// Its journal could not be shown as a whole any more, and no function built anew from it.
+    fn overflows(&self, event: &Event) -> bool {
+        let new = match event {
+            Event::Attempted { attempt: Attempt::Done(output), turn, .. } => {
+                output.bytes().len() + turn.as_ref().map_or(0, bytes_of)
+            }
+            Event::ChildEnded { result: Ok(output), .. } => output.bytes().len(),
+            Event::Driven(turn) => bytes_of(turn),
+            _ => 0,
+        };
+        let kept = self.machine.ops().iter().map(|op| {
+            value_of(&op.what).map_or(0, |value| value.bytes().len())
+                + op.output.as_ref().map_or(0, |output| output.bytes().len())
+        });
+        self.machine.input().bytes().len() + kept.sum::<usize>() + new > SAGA_BYTES
+    }
+
     fn attempt_work(&self, id: &str, number: OpNumber, direction: Direction) -> Option<AttemptWork> {
         let machine = &self.machine;
         let op = machine.op(number)?;
@@ -280,6 +303,48 @@ impl SagaActor {
             history: machine.history().to_owned(),
             started: machine.created().0,
         })
+    }
+}
+
+/// Answers up to this size are not weighed: as many as a saga can have come to less than the limit.
+const LARGE: usize = 2 << 10;
+
+fn value_of(what: &What) -> Option<&Blob> {
+    match what {
+        What::Step { value, .. } => Some(value),
+        What::Child { input, .. } => Some(input),
+        What::Run { .. } | What::Sleep { .. } | What::Signal { .. } => None,
+    }
+}
+
+fn bytes_of(turn: &Turn) -> usize {
+    let values = turn.ops.iter().filter_map(|op| value_of(&op.what));
+    let output = match &turn.end {
+        Some(End::Completed(output)) => output.bytes().len(),
+        _ => 0,
+    };
+    values.map(|value| value.bytes().len()).sum::<usize>() + output
+}
+
+/// What is journaled in the place of an answer that does not fit: it acted, and a person has to look.
+fn too_large(event: Event) -> Event {
+    let text = format!(
+        "the values and outputs of this saga come to more than {SAGA_BYTES} bytes: let its steps answer with \
+         references, then cancel it or restart it"
+    );
+    let failure = Failure::new(FailureKind::Fatal, text);
+    match event {
+        Event::Attempted { op, generation, direction, earlier, .. } => {
+            let attempt = Attempt::Failed { failure, may_have_acted: true, retry_after: None };
+            Event::Attempted { op, generation, direction, earlier, attempt, turn: None }
+        }
+        Event::Driven(turn) => {
+            Event::Driven(Turn { index: turn.index, end: Some(End::Broken(failure)), ..Turn::default() })
+        }
+        Event::ChildEnded { op, generation, .. } => {
+            Event::ChildEnded { op, generation, result: Err(failure) }
+        }
+        other => other,
     }
 }
 
@@ -389,6 +454,9 @@ impl SagaActor {
         let why = match outcome {
             EffectOutcome::Done(value) if value.bytes().is_empty() => return None,
             EffectOutcome::Done(value) => match value.decode::<Event>() {
+                Ok(event) if value.bytes().len() > LARGE && self.overflows(&event) => {
+                    return Some(too_large(event));
+                }
                 Ok(event @ (Event::Attempted { .. } | Event::Driven(_) | Event::ChildEnded { .. })) => {
                     return Some(event);
                 }

@@ -20,7 +20,7 @@ use crate::run::{Run, RunError};
 use crate::short::ShortBytes;
 use hashbrown::HashTable;
 use rallypoint_base::hash::xxh3;
-use rallypoint_base::limits::{ACTOR_BYTES, MESSAGE_BYTES};
+use rallypoint_base::limits::{ACTOR_BYTES, MESSAGE_BYTES, VIEW_BYTES};
 use rallypoint_base::wire::put_bytes;
 use std::any::{Any, type_name};
 use std::collections::BTreeMap;
@@ -210,6 +210,7 @@ impl<A: Actor> TypedTable<A> {
         result: &Result<T, E>,
         run: &mut Run,
         reply: &mut Vec<u8>,
+        longest: usize,
     ) -> Delivered {
         if let Some(error) = run.error.take() {
             return Delivered::Failed(error);
@@ -220,9 +221,7 @@ impl<A: Actor> TypedTable<A> {
         };
         match (written, result) {
             (Err(error), _) => Delivered::Failed(RunError::Codec(error)),
-            (Ok(()), _) if reply.len() > MESSAGE_BYTES => {
-                Delivered::Failed(RunError::MessageTooLarge(reply.len()))
-            }
+            (Ok(()), _) if reply.len() > longest => Delivered::Failed(RunError::MessageTooLarge(reply.len())),
             (Ok(()), Ok(_)) => Delivered::Applied,
             (Ok(()), Err(_)) => Delivered::Refused,
         }
@@ -262,11 +261,11 @@ impl<A: Actor> Table for TypedTable<A> {
         let delivered = match call {
             Call::Message(message) => {
                 let result = state.handle(message, &mut cx);
-                Self::answer(&result, run, reply)
+                Self::answer(&result, run, reply, MESSAGE_BYTES)
             }
             Call::Signal(signal) => {
                 let result = state.signal(signal, &mut cx);
-                Self::answer(&result, run, reply)
+                Self::answer(&result, run, reply, MESSAGE_BYTES)
             }
         };
         if !matches!(delivered, Delivered::Applied) {
@@ -294,7 +293,7 @@ impl<A: Actor> Table for TypedTable<A> {
         let savepoint = run.savepoint();
         let mut cx = Cx { run, kind: self.kind, key };
         let result = copy.handle(message, &mut cx);
-        let delivered = Self::answer(&result, run, reply);
+        let delivered = Self::answer(&result, run, reply, VIEW_BYTES);
         run.undo_to(savepoint);
         Some(delivered)
     }

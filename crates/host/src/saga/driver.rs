@@ -12,6 +12,7 @@
 use crate::client::Client;
 use crate::node::Completion;
 use rallypoint_base::hash::xxh3_seeded;
+use rallypoint_base::limits::SAGA_BYTES;
 use rallypoint_engine::codec::{Codec, Encoded, encode};
 use rallypoint_engine::saga::{AttemptWork, SagaActor, SagaMessage, SagaReply, Work};
 use rallypoint_saga::event::{Attempt, Direction, End, Event, Parent, Start, Turn};
@@ -158,17 +159,19 @@ impl<C: Send + Sync + 'static> Driver<C> {
         }
     }
 
-    /// Tells a live copy results, and sends what comes of it under its lock.
+    /// Tells a live copy results, and sends what comes of it under its lock. `send` says whether the
+    /// turn went with it; otherwise the copy is ahead of its journal, and built anew for the next.
     fn turn(
         &self,
         id: &str,
         live: &Live,
         results: Vec<(OpNumber, Resolution)>,
-        send: impl FnOnce(Option<Turn>),
+        send: impl FnOnce(Option<Turn>) -> bool,
     ) {
         let mut guard = lock(live);
         let Some(runner) = guard.as_mut().filter(|runner| runner.is_live()) else {
-            return send(None);
+            send(None);
+            return;
         };
         let mut turn = runner.turn(results);
         self.check(&mut turn);
@@ -177,9 +180,12 @@ impl<C: Send + Sync + 'static> Driver<C> {
         if ended {
             *guard = None;
         }
-        send(Some(turn));
+        let sent = send(Some(turn));
+        if !sent {
+            *guard = None;
+        }
         drop(guard);
-        if ended {
+        if ended || !sent {
             self.drop_live(id, live);
         }
     }
@@ -237,13 +243,13 @@ impl<C: Send + Sync + 'static> Driver<C> {
         let mut may_have_ended = direction == Direction::Undo;
         let send = |turn: Option<Turn>, ended: &mut bool| {
             *ended |= turn.as_ref().is_none_or(|turn| turn.end.is_some());
-            answer(completion, &Event::Attempted { op, generation, direction, earlier, attempt, turn });
+            answer(completion, Event::Attempted { op, generation, direction, earlier, attempt, turn })
         };
         match (told, self.live(&work.id)) {
             (Some(result), Some(live)) => {
                 self.turn(&work.id, &live, vec![(op, result)], |turn| send(turn, &mut may_have_ended));
             }
-            _ => send(None, &mut may_have_ended),
+            _ => drop(send(None, &mut may_have_ended)),
         }
         if may_have_ended {
             self.hint(&work.id);
@@ -282,9 +288,9 @@ impl<C: Send + Sync + 'static> Driver<C> {
                 lock(&live).as_ref().is_some_and(|runner| runner.turns() >= turns && runner.is_live());
             if current {
                 self.turn(&id, &live, feed, |turn| match turn {
-                    Some(turn) => answer(completion, &Event::Driven(turn)),
+                    Some(turn) => answer(completion, Event::Driven(turn)),
                     // Gone meanwhile: the machine sees that nothing came of it and asks again.
-                    None => answer(completion, &Event::Driven(Turn { index: u32::MAX, ..Turn::default() })),
+                    None => answer(completion, Event::Driven(Turn { index: u32::MAX, ..Turn::default() })),
                 });
                 self.hint(&id);
                 return;
@@ -309,14 +315,14 @@ impl<C: Send + Sync + 'static> Driver<C> {
                 let feed =
                     unfed.filter_map(|op| Some((op.number, resolution(&machine, op.number)?))).collect();
                 self.turn(&id, &live, feed, |turn| {
-                    answer(completion, &Event::Driven(turn.unwrap_or_default()))
+                    answer(completion, Event::Driven(turn.unwrap_or_default()))
                 });
             }
             Err(failure) => {
                 self.drop_live(&id, &live);
                 let index = machine.turns().len() as u32;
                 let end = Some(End::Broken(failure));
-                answer(completion, &Event::Driven(Turn { index, end, ..Turn::default() }));
+                answer(completion, Event::Driven(Turn { index, end, ..Turn::default() }));
             }
         }
         self.hint(&id);
@@ -334,7 +340,8 @@ impl<C: Send + Sync + 'static> Driver<C> {
         let Some(options) = self.registry.options(&name) else {
             let text = format!("no saga is registered as {name:?} in this program");
             let result = Err(Failure::new(FailureKind::Unregistered, text));
-            return answer(completion, &Event::ChildEnded { op, generation, result });
+            answer(completion, Event::ChildEnded { op, generation, result });
+            return;
         };
         let Some(client) = self.client() else { return };
         let turn = self.begin(&name, options.version, &child, &input);
@@ -363,7 +370,7 @@ impl<C: Send + Sync + 'static> Driver<C> {
                     self.forget(&child);
                 }
                 let result = Err(Failure::new(FailureKind::Child, format!("child {child:?}: {error}")));
-                answer(completion, &Event::ChildEnded { op, generation, result });
+                answer(completion, Event::ChildEnded { op, generation, result });
             }
         }
     }
@@ -465,15 +472,27 @@ fn failed(failure: Failure, may_have_acted: bool) -> Attempt {
     Attempt::Failed { failure, may_have_acted, retry_after: None }
 }
 
-fn answer(completion: Completion, event: &Event) {
+/// False when the result went without its turn: together they are too large, and the machine will ask
+/// for the turn again.
+fn answer(completion: Completion, mut event: Event) -> bool {
     let mut bytes = Vec::with_capacity(256);
-    match encode(Codec::Compact, 0, event, &mut bytes) {
-        Ok(()) if bytes.len() <= rallypoint_base::limits::MESSAGE_BYTES => completion.finish(0, &bytes),
-        Ok(()) => {
-            let text = format!("the step's output has {} bytes: at most 1 MiB is journaled", bytes.len());
-            completion.finish(1, text.as_bytes());
+    let mut whole = true;
+    loop {
+        bytes.clear();
+        match encode(Codec::Compact, 0, &event, &mut bytes) {
+            Ok(()) if bytes.len() <= SAGA_BYTES => completion.finish(0, &bytes),
+            Ok(()) => {
+                if let Event::Attempted { turn: turn @ Some(_), .. } = &mut event {
+                    (*turn, whole) = (None, false);
+                    continue;
+                }
+                let text =
+                    format!("the answer has {} bytes: at most {SAGA_BYTES} are journaled", bytes.len());
+                completion.finish(1, text.as_bytes());
+            }
+            Err(error) => completion.finish(1, error.to_string().as_bytes()),
         }
-        Err(error) => completion.finish(1, error.to_string().as_bytes()),
+        return whole;
     }
 }
 
