@@ -701,6 +701,14 @@ mod tests {
     }
 
     #[test]
+    fn the_example_is_sound() {
+        let text = include_str!("../../../../examples/orders/order.yaml");
+        let order = read(text, "order.yaml").unwrap();
+        assert_eq!((order.name(), order.version(), order.concurrency()), ("order", 1, Some(100)));
+        assert_eq!(order.nodes().len(), 3);
+    }
+
+    #[test]
     fn there_is_only_forward_after_a_pivot() {
         let step =
             |more: &str| format!("  - {{ name: {more}, call: {{ method: POST, url: \"http://h\" }} }}\n");
