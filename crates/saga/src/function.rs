@@ -552,9 +552,9 @@ impl Runner {
             Err(panic) => Some(End::Broken(panicked(&*panic))),
             Ok(Poll::Pending) => None,
             Ok(Poll::Ready(Ok(output))) => Some(End::Completed(output)),
-            // A bug, or code that does not fit: a person looks before anything is undone.
+            // What no step can have said: a person looks before anything is undone.
             Ok(Poll::Ready(Err(SagaError(failure))))
-                if matches!(failure.kind, FailureKind::Mismatch | FailureKind::Fatal) =>
+                if matches!(failure.kind, FailureKind::Mismatch | FailureKind::Stopped) =>
             {
                 Some(End::Broken(failure))
             }

@@ -122,6 +122,8 @@ pub enum FailureKind {
     Child,
     /// An undo is exhausted.
     UndoExhausted,
+    /// The function cannot go on for a reason of its own: a person looks before anything is undone.
+    Stopped,
 }
 
 /// What failed, and why.

@@ -107,7 +107,7 @@ pub(crate) fn registry(catalog: Arc<Catalog>) -> Result<Registry<ServerContext>,
 /// The definition asks for something that cannot be: the saga stops for a person, who may cancel it.
 /// Nothing says that what it did so far is wrong, so nothing is undone for it.
 fn stop(message: String) -> SagaError {
-    SagaError(Failure::new(FailureKind::Fatal, message))
+    SagaError(Failure::new(FailureKind::Stopped, message))
 }
 
 fn read(name: &str, blob: &Blob) -> Result<Value, SagaError> {
