@@ -88,12 +88,7 @@ fn one_client(area: &mut Area, time: Duration) -> io::Result<Vec<Row>> {
     let (mut times, mut limits, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     let (mut at, mut inline) = (0, 0);
     for _ in 0..TURNS {
-        let (started, mut here) = (Instant::now(), Vec::new());
-        while started.elapsed() < slice {
-            let before = Instant::now();
-            bare.commit()?;
-            here.push(before.elapsed().as_secs_f64() * 1e6);
-        }
+        let here = bare.times(slice)?;
         let (started, drives, mut ours) = (Instant::now(), runtime.inline_drives(), Vec::new());
         while started.elapsed() < slice {
             let before = Instant::now();

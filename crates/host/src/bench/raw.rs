@@ -142,6 +142,20 @@ impl BareLoop {
         partner.done.recv().map_err(io::Error::other)?
     }
 
+    /// Commits for about this long; gives what each took, in microseconds.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn times(&mut self, time: Duration) -> io::Result<Vec<f64>> {
+        let (started, mut times) = (Instant::now(), Vec::new());
+        while started.elapsed() < time {
+            let before = Instant::now();
+            self.commit()?;
+            times.push(before.elapsed().as_secs_f64() * 1e6);
+        }
+        Ok(times)
+    }
+
     /// Commits for about this long; gives commits per second.
     ///
     /// # Errors

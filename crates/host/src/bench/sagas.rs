@@ -149,12 +149,7 @@ fn one_at_a_time(
     let (mut times, mut limits, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     let (mut at, mut commits) = (0_u64, 0);
     for _ in 0..TURNS {
-        let (started, mut here) = (Instant::now(), Vec::new());
-        while started.elapsed() < slice {
-            let before = Instant::now();
-            bare.commit()?;
-            here.push(before.elapsed().as_secs_f64() * 1e6);
-        }
+        let here = bare.times(slice)?;
         let before = written(runtime).0;
         let ours = tokio.block_on(async {
             let (started, mut ours) = (Instant::now(), Vec::new());
