@@ -15,6 +15,9 @@ pub const MESSAGE_BYTES: usize = 1 << 20;
 pub const VIEW_BYTES: usize = 4 * MESSAGE_BYTES - (64 << 10);
 /// What the values and outputs of a saga may come to together. What goes beyond stops that saga alone.
 pub const SAGA_BYTES: usize = 3 * MESSAGE_BYTES;
+/// Shortest log segment of a store with sagas: a record fits into half a segment, and one that holds a
+/// saga's largest answer must fit (`RootError::SmallSegments`).
+pub const SAGA_SEGMENT_BYTES: u64 = 8 << 20;
 /// Longest name of a timer or an effect, in bytes (`NameTooLong`).
 pub const NAME_BYTES: usize = 256;
 /// Largest state of one actor, encoded, in bytes. A larger one is reported by each checkpoint that

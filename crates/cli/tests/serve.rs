@@ -105,7 +105,7 @@ impl Place {
 
     fn serve(&self) -> Served {
         let mut command = Command::new(PROGRAM);
-        command.args(["serve", "--listen", "127.0.0.1:0", "--segment-bytes", "1048576", "--json"]);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--segment-bytes", "8388608", "--json"]);
         command.arg("--allow-unsuitable-file-system").arg("--dir").arg(self.store());
         command.arg("--sagas").arg(self.folder.path().join("sagas"));
         let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
@@ -214,7 +214,7 @@ fn what_cannot_be_served_is_named() {
     std::fs::write(place.folder.path().join("sagas/wrong.yaml"), "saga: wrong\nversion: 1\nsteps: []\n")
         .unwrap();
     let mut command = Command::new(PROGRAM);
-    command.args(["serve", "--listen", "127.0.0.1:0", "--segment-bytes", "1048576"]);
+    command.args(["serve", "--listen", "127.0.0.1:0", "--segment-bytes", "8388608"]);
     command.arg("--allow-unsuitable-file-system").arg("--dir").arg(place.store());
     let output = command.arg("--sagas").arg(place.folder.path().join("sagas")).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);

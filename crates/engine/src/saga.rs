@@ -22,6 +22,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
+mod weight;
+
 /// Name of the effect that the host's driver performs.
 pub const EFFECT: &str = "rallypoint.saga";
 
@@ -164,6 +166,8 @@ pub struct Peeked {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SagaActor {
     machine: Machine,
+    /// At least the bytes of what the machine holds: weighed exactly only when it seems to be too much.
+    weight: usize,
 }
 
 impl SagaActor {
@@ -174,6 +178,7 @@ impl SagaActor {
     }
 
     fn event(&mut self, event: Event, cx: &mut Cx<'_>) -> Result<(), Refusal> {
+        let event = self.weigh(event)?;
         let mut commands = Vec::new();
         let mut random = Random::new(cx.random());
         self.machine.handle(cx.now(), &mut random, event, &mut commands)?;
@@ -260,21 +265,18 @@ impl SagaActor {
         child_id(cx.key(), op, generation)
     }
 
-    /// Its journal could not be shown as a whole any more, and no function built anew from it.
-    fn overflows(&self, event: &Event) -> bool {
-        let new = match event {
-            Event::Attempted { attempt: Attempt::Done(output), turn, .. } => {
-                output.bytes().len() + turn.as_ref().map_or(0, bytes_of)
-            }
-            Event::ChildEnded { result: Ok(output), .. } => output.bytes().len(),
-            Event::Driven(turn) => bytes_of(turn),
-            _ => 0,
+    /// Keeps the journal small enough to be shown as a whole and to build the function from.
+    fn weigh(&mut self, event: Event) -> Result<Event, Refusal> {
+        let new = weight::of_event(&event);
+        if self.weight + new > SAGA_BYTES {
+            self.weight = weight::of_machine(&self.machine);
+        }
+        let event = match self.weight + new > SAGA_BYTES {
+            true => weight::too_much(event)?,
+            false => event,
         };
-        let kept = self.machine.ops().iter().map(|op| {
-            value_of(&op.what).map_or(0, |value| value.bytes().len())
-                + op.output.as_ref().map_or(0, |output| output.bytes().len())
-        });
-        self.machine.input().bytes().len() + kept.sum::<usize>() + new > SAGA_BYTES
+        self.weight += weight::of_event(&event);
+        Ok(event)
     }
 
     fn attempt_work(&self, id: &str, number: OpNumber, direction: Direction) -> Option<AttemptWork> {
@@ -303,48 +305,6 @@ impl SagaActor {
             history: machine.history().to_owned(),
             started: machine.created().0,
         })
-    }
-}
-
-/// Answers up to this size are not weighed: as many as a saga can have come to less than the limit.
-const LARGE: usize = 2 << 10;
-
-fn value_of(what: &What) -> Option<&Blob> {
-    match what {
-        What::Step { value, .. } => Some(value),
-        What::Child { input, .. } => Some(input),
-        What::Run { .. } | What::Sleep { .. } | What::Signal { .. } => None,
-    }
-}
-
-fn bytes_of(turn: &Turn) -> usize {
-    let values = turn.ops.iter().filter_map(|op| value_of(&op.what));
-    let output = match &turn.end {
-        Some(End::Completed(output)) => output.bytes().len(),
-        _ => 0,
-    };
-    values.map(|value| value.bytes().len()).sum::<usize>() + output
-}
-
-/// What is journaled in the place of an answer that does not fit: it acted, and a person has to look.
-fn too_large(event: Event) -> Event {
-    let text = format!(
-        "the values and outputs of this saga come to more than {SAGA_BYTES} bytes: let its steps answer with \
-         references, then cancel it or restart it"
-    );
-    let failure = Failure::new(FailureKind::Fatal, text);
-    match event {
-        Event::Attempted { op, generation, direction, earlier, .. } => {
-            let attempt = Attempt::Failed { failure, may_have_acted: true, retry_after: None };
-            Event::Attempted { op, generation, direction, earlier, attempt, turn: None }
-        }
-        Event::Driven(turn) => {
-            Event::Driven(Turn { index: turn.index, end: Some(End::Broken(failure)), ..Turn::default() })
-        }
-        Event::ChildEnded { op, generation, .. } => {
-            Event::ChildEnded { op, generation, result: Err(failure) }
-        }
-        other => other,
     }
 }
 
@@ -454,9 +414,6 @@ impl SagaActor {
         let why = match outcome {
             EffectOutcome::Done(value) if value.bytes().is_empty() => return None,
             EffectOutcome::Done(value) => match value.decode::<Event>() {
-                Ok(event) if value.bytes().len() > LARGE && self.overflows(&event) => {
-                    return Some(too_large(event));
-                }
                 Ok(event @ (Event::Attempted { .. } | Event::Driven(_) | Event::ChildEnded { .. })) => {
                     return Some(event);
                 }

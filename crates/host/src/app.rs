@@ -7,6 +7,8 @@ use crate::client::Client;
 use crate::node::{Node, NodeOptions};
 use crate::root::{Root, RootError};
 use rallypoint_base::id::{InputSeq, PartitionId, Position, SessionId};
+#[cfg(feature = "saga")]
+use rallypoint_base::limits::SAGA_SEGMENT_BYTES;
 use rallypoint_engine::actor::Actor;
 use rallypoint_engine::codec::{Codec, Encoded, encode};
 use rallypoint_engine::effect::EffectKey;
@@ -206,8 +208,9 @@ impl App {
 
     /// Bytes of a log segment in a store that is created (default 64 MiB; a multiple of 4 KiB). Each
     /// journal directory has at least two, which are filled with zeroes when they are made: small
-    /// ones make a small store quickly, large ones a log with fewer roll-overs. An existing store
-    /// keeps what it was created with.
+    /// ones make a small store quickly, large ones a log with fewer roll-overs. A record, so a message
+    /// with what it brings about, fits into half a segment: with sagas a segment has at least 8 MiB.
+    /// An existing store keeps what it was created with.
     #[must_use]
     pub fn segment_len(mut self, bytes: u64) -> Self {
         self.segment_len = bytes;
@@ -292,6 +295,10 @@ impl App {
     pub(crate) fn open_or_make(self, dir: &Path, make: bool) -> Result<Runtime, RootError> {
         let root = self.root(dir, make)?;
         let (options, _) = self.options();
+        #[cfg(feature = "saga")]
+        if root.is_new && self.sagas.is_some() && options.segment_len < SAGA_SEGMENT_BYTES {
+            return Err(RootError::SmallSegments(options.segment_len));
+        }
         let node = Node::open(&root, self.into_inner(), &options)?;
         if root.is_new {
             root.finish_creation()?;

@@ -13,6 +13,7 @@
 use crate::os::file_disk::{DiskWarning, create_directory, mirror_warning, place_warning};
 use crate::os::lock::LockError;
 use rallypoint_base::id::{DirectoryId, Lineage, StoreId};
+use rallypoint_base::limits::SAGA_SEGMENT_BYTES;
 use rallypoint_engine::map::{Map, MapError};
 use rallypoint_engine::unit::OpenError;
 use rallypoint_store::superblock;
@@ -69,6 +70,11 @@ pub enum RootError {
         /// The mirror.
         mirror: PathBuf,
     },
+    /// The log segments would be too short for what sagas may write.
+    #[error(
+        "log segments of {0} bytes are too short for sagas: give them at least {SAGA_SEGMENT_BYTES} bytes"
+    )]
+    SmallSegments(u64),
     /// The number of directories or partitions is not possible.
     #[error(transparent)]
     Map(#[from] MapError),

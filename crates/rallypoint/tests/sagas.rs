@@ -71,7 +71,7 @@ fn registry(world: &World) -> Registry<World> {
 }
 
 fn open(dir: &Path, registry: Registry<World>) -> (Runtime, Sagas) {
-    let app = App::define().allow_unsuitable_file_system(true).segment_len(1 << 20).sagas(registry);
+    let app = App::define().allow_unsuitable_file_system(true).segment_len(8 << 20).sagas(registry);
     let runtime = app.open(dir).unwrap();
     let sagas = runtime.sagas().unwrap();
     (runtime, sagas)
@@ -285,4 +285,53 @@ async fn a_restart_from_a_step_undoes_it_and_runs_it_under_new_keys() {
     assert!(second[1].ends_with(".again.1.1.act.run"), "{second:?}");
     let machine = handle.show().await.unwrap();
     assert!(machine.ops().iter().all(|op| op.undo == UndoState::None));
+}
+
+/// Each answer is small; together they are more than a journal may hold.
+async fn fills(s: Saga<World>, count: u32) -> Result<(), SagaError> {
+    for _ in 0..count {
+        s.run("fill", || async { Ok::<String, StepError<String>>("x".repeat(2000)) }).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_answers_that_come_to_too_much_stop_that_saga_and_it_can_be_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::default();
+    let (_runtime, sagas) = open(dir.path(), registry(&world).saga("fills", 1, fills));
+    let handle = sagas.start("fills", "much", &1620_u32).await.unwrap();
+    let end = handle.wait::<()>().await;
+    assert!(matches!(end, Err(WaitError::Stuck(_))), "{end:?}");
+    let machine = handle.show().await.unwrap();
+    let last = machine.ops().last().unwrap();
+    assert!(last.error.as_ref().unwrap().message.contains("references"), "{last:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn signals_that_come_to_too_much_are_refused_and_the_saga_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::default();
+    async fn waits(s: Saga<World>, (): ()) -> Result<u32, SagaError> {
+        let go: u32 = s.signal("go").await?;
+        Ok(go)
+    }
+    let (_runtime, sagas) = open(dir.path(), registry(&world).saga("waits", 1, waits));
+    let handle = sagas.start("waits", "w", &()).await.unwrap();
+    let large = "x".repeat(1_000_000);
+    for _ in 0..3 {
+        handle.signal("other", &large).await.unwrap();
+    }
+    let refused = handle.signal("other", &large).await.unwrap_err();
+    assert!(refused.to_string().contains("send a reference"), "{refused}");
+    handle.signal("go", &7u32).await.unwrap();
+    assert_eq!(handle.wait::<u32>().await.unwrap(), 7);
+}
+
+#[test]
+fn segments_too_short_for_what_a_saga_may_write_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let app = App::define().allow_unsuitable_file_system(true).segment_len(1 << 20);
+    let Err(error) = app.sagas(registry(&World::default())).open(dir.path()) else { panic!("refused") };
+    assert!(error.to_string().contains("at least 8388608 bytes"), "{error}");
 }

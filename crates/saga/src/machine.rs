@@ -82,6 +82,9 @@ pub enum Refusal {
     /// Too many signals wait.
     #[error("{SIGNALS} signals wait for this saga already")]
     TooManySignals,
+    /// Its journal is full.
+    #[error("the values and outputs of this saga come to too much with this one: send a reference")]
+    TooLarge,
     /// It is not paused.
     #[error("the saga is not paused")]
     NotPaused,
@@ -224,7 +227,7 @@ impl Machine {
             Event::Timer(key) => self.timer(key, cx),
             Event::Signal { name, value } => self.signal(name, value, cx)?,
             Event::Granted => self.granted(cx),
-            Event::ChildEnded { op, generation, result } => self.child_ended(op, generation, result),
+            Event::ChildEnded { op, generation, result } => self.child_ended(op, generation, result, cx),
             Event::ChildUndone { op, generation, failure } => self.child_undone(op, generation, failure),
             Event::Cancel => self.cancel(cx)?,
             Event::Compensate => self.compensate(cx),
@@ -813,7 +816,13 @@ impl Machine {
         Ok(())
     }
 
-    fn child_ended(&mut self, number: OpNumber, generation: u32, result: Result<Blob, Failure>) {
+    fn child_ended(
+        &mut self,
+        number: OpNumber,
+        generation: u32,
+        result: Result<Blob, Failure>,
+        cx: &mut Turnover<'_>,
+    ) {
         let clock = self.clock;
         let Some(op) = self.op_mut(number) else { return };
         if op.generation != generation || !matches!(op.state, OpState::Waiting { .. }) {
@@ -827,7 +836,12 @@ impl Machine {
             }
             Err(failure) => {
                 op.state = OpState::Failed;
-                op.error = Some(failure);
+                op.error = Some(failure.clone());
+                // It completed, but its answer could not be kept.
+                op.unknown = failure.kind == FailureKind::Fatal;
+                if op.unknown && self.phase == Phase::Running {
+                    self.break_off(failure, cx);
+                }
             }
         }
     }

@@ -313,7 +313,7 @@ impl Op {
             What::Step { .. } | What::Run { .. } => {
                 self.state == OpState::Done || (self.unknown && !self.is_atomic())
             }
-            What::Child { .. } => self.state == OpState::Done,
+            What::Child { .. } => self.state == OpState::Done || self.unknown,
             What::Sleep { .. } | What::Signal { .. } => false,
         }
     }

@@ -727,6 +727,17 @@ fn a_child_that_failed_needs_no_undo() {
 }
 
 #[test]
+fn a_child_whose_answer_could_not_be_kept_is_undone() {
+    let mut story = Story::of(child_then_b);
+    story.tell(ended(Err(Failure::new(FailureKind::Fatal, "too much"))));
+    story.expect(Status::Stuck, &[]);
+    story.tell(Event::Cancel);
+    assert!(story.commands.contains(&Command::UndoChild(0)));
+    story.tell(Event::ChildUndone { op: 0, generation: 0, failure: None });
+    story.expect(Status::Compensated, &[]);
+}
+
+#[test]
 fn the_cancellation_of_a_child_survives_a_crash() {
     let mut story = Story::of(child_then_b);
     story.tell(Event::Cancel);

@@ -115,7 +115,7 @@ fn options(dir: &Path) -> ServeOptions {
     ServeOptions {
         listen: "127.0.0.1:0".parse().unwrap(),
         allow_unsuitable_file_system: true,
-        segment_len: Some(1 << 20),
+        segment_len: Some(8 << 20),
         ..ServeOptions::new(dir.join("store"))
     }
 }
@@ -683,7 +683,7 @@ async fn outputs_are_json_or_text_up_to_a_mebibyte_and_show_no_secret() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(axum::serve(listener, Router::new().fallback(speak)).into_future());
-    let api = Api::open(ServeOptions { segment_len: None, ..options(dir.path()) }).await;
+    let api = Api::open(options(dir.path())).await;
     let text = format!(
         "saga: say\nversion: 1\nsteps:\n  - name: a\n    call:\n      method: GET\n      url: \
          '{url}/{{{{ input }}}}'\n      headers: {{Authorization: {{secret: 'env:CARGO_MANIFEST_DIR'}}}}\n    retry: \
@@ -719,7 +719,7 @@ async fn outputs_are_json_or_text_up_to_a_mebibyte_and_show_no_secret() {
     let saga = api.until("more", |saga| saga["status"] == "stuck").await;
     assert!(step_of(&saga, "c")["error"]["message"].as_str().unwrap().contains("references"));
     assert!(api.stop().await);
-    let api = Api::open(ServeOptions { segment_len: None, ..options(dir.path()) }).await;
+    let api = Api::open(options(dir.path())).await;
     assert_eq!(api.post("/v1/sagas/much/signals/go", Value::Null).await.0, 200);
     let saga = api.until("much", |saga| saga["status"] == "completed").await;
     assert_eq!(saga["output"], "much");

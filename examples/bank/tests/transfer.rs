@@ -14,7 +14,7 @@ async fn run(sagas: &Sagas, id: &str, from: &str, to: &str, cents: i64) -> Resul
 async fn a_refused_credit_gives_the_debit_back() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let bank = Bank::default();
-    let open = |bank: &Bank| application(bank).allow_unsuitable_file_system(true).segment_len(1 << 20);
+    let open = |bank: &Bank| application(bank).allow_unsuitable_file_system(true).segment_len(8 << 20);
     let runtime = open(&bank).open(dir.path()).unwrap();
     bank.connect(runtime.client());
     let sagas = runtime.sagas().unwrap();

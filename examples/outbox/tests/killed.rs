@@ -56,7 +56,7 @@ fn run(dir: &Path, between: fn(&str), here: Between<'_>) {
     tokio.block_on(async {
         let runtime = application(&path, between)
             .allow_unsuitable_file_system(true)
-            .segment_len(1 << 20)
+            .segment_len(8 << 20)
             .open(dir.join("sagas"))
             .unwrap();
         let sagas = runtime.sagas().unwrap();
