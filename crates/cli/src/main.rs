@@ -54,6 +54,9 @@ enum Command {
     /// The demo's client process.
     #[command(hide = true)]
     DemoClient(demo::client::Arguments),
+    /// A service of the demo with orders.
+    #[command(hide = true)]
+    DemoService(demo::orders::ServiceArguments),
     /// The demo's auditing process.
     #[command(hide = true)]
     DemoAudit(demo::auditor::Arguments),
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
             0
         }
         Command::DemoClient(arguments) => demo::client::run(&arguments),
+        Command::DemoService(arguments) => demo::orders::run_service(arguments),
         Command::DemoAudit(arguments) => demo::auditor::run(&arguments),
     };
     ExitCode::from(code)

@@ -19,6 +19,8 @@
 //! | [`run`] | the directory, the workers, when somebody is killed, the progress |
 //! | [`client`] | the client process: which line is sent when, what the ledger hears |
 //! | [`auditor`] | the auditing process: opens the store afresh, lets it come to rest, judges |
+//!
+//! `rallypoint demo orders` is another one: [`orders`].
 
 pub(crate) mod audit;
 pub(crate) mod auditor;
@@ -26,6 +28,7 @@ pub(crate) mod client;
 pub(crate) mod generate;
 pub(crate) mod input;
 pub(crate) mod ledger;
+pub(crate) mod orders;
 pub(crate) mod report;
 mod run;
 pub(crate) mod sequential;

@@ -10,6 +10,7 @@ use crate::demo::auditor::Figures;
 use crate::demo::generate::{Plan, generate};
 use crate::demo::input::Input;
 use crate::demo::ledger::{self, Header, Ledger};
+use crate::demo::orders;
 use crate::output::{Exit, grouped, write_file};
 use bank::Account;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -39,7 +40,11 @@ const IN_FLIGHT: u64 = 100;
 
 /// A bank on worker processes that are killed again and again, and an audit.
 #[derive(clap::Args, Clone)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
+    /// Another demo.
+    #[command(subcommand)]
+    which: Option<Which>,
     /// CSV with the header id,from,to,amount; without it one is made.
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
@@ -84,7 +89,13 @@ pub(crate) struct Arguments {
     segment_bytes: Option<u64>,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+/// The other demos.
+#[derive(clap::Subcommand, Clone)]
+enum Which {
+    Orders(orders::Arguments),
+}
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let value: f64 = digits.parse().map_err(|_| format!("{text:?} is no duration: write 400ms or 2s"))?;
     let seconds = match &text[digits.len()..] {
@@ -115,6 +126,9 @@ struct Parameters {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> u8 {
+    if let Some(Which::Orders(arguments)) = &arguments.which {
+        return orders::run(arguments);
+    }
     match try_run(arguments) {
         Ok(code) => code,
         Err(error) => {
