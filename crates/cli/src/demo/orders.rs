@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE")]
     orders: Option<PathBuf>,
     /// Orders that are made.
-    #[arg(long, value_name = "N", default_value_t = 500, conflicts_with = "orders",
+    #[arg(long, value_name = "N", default_value_t = 2_000, conflicts_with = "orders",
         value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     count: u64,
     /// Kill one of the four this often (for example 500ms or 2s; 0 = never).
@@ -98,7 +98,11 @@ impl Report {
             self.seconds,
             kills.join(", ")
         );
-        println!("sagas:     {} completed, {} compensated", self.completed, self.compensated);
+        println!(
+            "sagas:     {} completed, {} compensated",
+            grouped(self.completed),
+            grouped(self.compensated)
+        );
         println!(
             "databases: {} complete in all three, {} undone in all three",
             counts.complete, counts.undone
