@@ -105,7 +105,8 @@ impl Report {
         );
         println!(
             "databases: {} complete in all three, {} undone in all three",
-            counts.complete, counts.undone
+            grouped(counts.complete),
+            grouped(counts.undone)
         );
         println!("           {} were refused before anything was done", self.refused());
         println!(
