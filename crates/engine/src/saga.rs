@@ -20,6 +20,7 @@ use rallypoint_saga::status::Status;
 use rallypoint_saga::value::Blob;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, VecDeque};
+use std::fmt::Write as _;
 use std::time::Duration;
 
 mod weight;
@@ -100,28 +101,28 @@ impl AttemptWork {
             Direction::Run => "run",
             Direction::Undo => "undo",
         };
-        format!(
-            "{}.{}.{}.{}.{}.{word}",
-            self.history,
-            key_part(&self.id),
-            self.generation,
-            self.op,
-            key_part(&self.step)
-        )
+        let mut key = String::with_capacity(self.history.len() + self.id.len() + self.step.len() + 32);
+        key.push_str(&self.history);
+        key.push('.');
+        push_key_part(&mut key, &self.id);
+        // Writing to a string does not fail.
+        let _ = write!(key, ".{}.{}.", self.generation, self.op);
+        push_key_part(&mut key, &self.step);
+        key.push('.');
+        key.push_str(word);
+        key
     }
 }
 
 /// A text as it stands in a key: visible ASCII without the separator, the rest percent-encoded.
-fn key_part(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
+fn push_key_part(out: &mut String, text: &str) {
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'/' | b':') {
             out.push(char::from(byte));
         } else {
-            out.push_str(&format!("%{byte:02X}"));
+            let _ = write!(out, "%{byte:02X}");
         }
     }
-    out
 }
 
 /// What a saga actor understands.

@@ -102,6 +102,8 @@ pub(crate) struct Driver<C> {
     shards: Vec<Mutex<Shard>>,
     client: Mutex<Option<Arc<Client>>>,
     runtime: OnceLock<(Handle, Option<tokio::runtime::Runtime>)>,
+    /// Effects that no task has taken up. One task is on its way whenever this is not empty.
+    asked: Mutex<Vec<(Vec<u8>, Completion)>>,
 }
 
 impl<C: Send + Sync + 'static> Driver<C> {
@@ -111,6 +113,7 @@ impl<C: Send + Sync + 'static> Driver<C> {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             client: Mutex::new(None),
             runtime: OnceLock::new(),
+            asked: Mutex::default(),
         })
     }
 
@@ -198,13 +201,14 @@ impl<C: Send + Sync + 'static> Driver<C> {
     }
 
     async fn attempt(&self, work: AttemptWork, completion: Completion) {
+        let key = work.key(work.direction);
         let info = StepInfo {
             saga: work.id.clone(),
             step: work.step.clone(),
-            key: work.key(work.direction),
             key_of: (work.direction == Direction::Undo).then(|| work.key(Direction::Run)),
             attempt: work.attempt,
-            traceparent: traceparent(&work),
+            traceparent: traceparent(&work, &key),
+            key,
         };
         let span = tracing::debug_span!(
             "saga step",
@@ -253,6 +257,21 @@ impl<C: Send + Sync + 'static> Driver<C> {
         }
         if may_have_ended {
             self.hint(&work.id);
+        }
+    }
+
+    async fn carry_out(&self, payload: &[u8], completion: Completion) {
+        let work = Encoded::split(payload).map(|encoded| encoded.decode::<Work>());
+        match work {
+            Some(Ok(Work::Attempt(work))) => self.attempt(*work, completion).await,
+            Some(Ok(Work::Drive { id, turns, rebuild, feed, .. })) => {
+                self.drive(id, turns, rebuild, feed, completion).await;
+            }
+            Some(Ok(Work::StartChild { child, name, input, parent })) => {
+                self.start_child(child, name, input, parent, completion).await;
+            }
+            Some(Err(error)) => completion.finish(1, error.to_string().as_bytes()),
+            None => completion.finish(1, b"the request has no codec and schema"),
         }
     }
 
@@ -384,23 +403,21 @@ impl<C: Send + Sync + 'static> Drives for Driver<C> {
     }
 
     fn perform(self: Arc<Self>, payload: Vec<u8>, completion: Completion) {
-        let work = Encoded::split(&payload).map(|encoded| encoded.decode::<Work>());
-        let work = match work {
-            Some(Ok(work)) => work,
-            Some(Err(error)) => return completion.finish(1, error.to_string().as_bytes()),
-            None => return completion.finish(1, b"the request has no codec and schema"),
-        };
-        let handle = self.handle();
-        let driver = self;
-        handle.spawn(async move {
-            match work {
-                Work::Attempt(work) => driver.attempt(*work, completion).await,
-                Work::Drive { id, turns, rebuild, feed, .. } => {
-                    driver.drive(id, turns, rebuild, feed, completion).await;
-                }
-                Work::StartChild { child, name, input, parent } => {
-                    driver.start_child(child, name, input, parent, completion).await;
-                }
+        // One commit may set off hundreds: the partition's thread wakes the runtime for the first, and
+        // the others are taken up and decoded there.
+        let mut asked = lock(&self.asked);
+        asked.push((payload, completion));
+        if asked.len() > 1 {
+            return;
+        }
+        drop(asked);
+        let driver = Arc::clone(&self);
+        self.handle().spawn(async move {
+            let asked = std::mem::take(&mut *lock(&driver.asked));
+            for (payload, completion) in asked {
+                let driver = Arc::clone(&driver);
+                // A task each: a body that computes for long must not hold up the others.
+                tokio::spawn(async move { driver.carry_out(&payload, completion).await });
             }
         });
     }
@@ -497,9 +514,9 @@ fn answer(completion: Completion, mut event: Event) -> bool {
 }
 
 /// W3C trace context: one trace per saga, one span per attempt.
-fn traceparent(work: &AttemptWork) -> String {
+fn traceparent(work: &AttemptWork, key: &str) -> String {
     let trace = |seed| xxh3_seeded(work.id.as_bytes(), work.started ^ seed);
-    let span = xxh3_seeded(work.key(work.direction).as_bytes(), u64::from(work.attempt));
+    let span = xxh3_seeded(key.as_bytes(), u64::from(work.attempt));
     format!("00-{:016x}{:016x}-{:016x}-01", trace(1), trace(2) | 1, span | 1)
 }
 
