@@ -34,8 +34,8 @@ id! {
     DirectoryId(u16), "j"
 }
 id! {
-    /// One logical log inside a journal. Logs below [`LogId::SYSTEM`] belong to the partition of
-    /// the same number.
+    /// One logical log inside a journal. Logs below [`PARTITIONS`](crate::limits::PARTITIONS) belong to
+    /// the partition of the same number; [`LogId::archive`] names what is put away of a partition.
     LogId(u16), "log"
 }
 id! {
@@ -79,7 +79,22 @@ id! {
 impl LogId {
     /// The log of the directory itself: rollback epochs, recovery lines, program starts.
     pub const SYSTEM: Self = Self(u16::MAX);
+
+    /// The name under which a partition's archive lies among the checkpoints. It has no records.
+    #[must_use]
+    pub const fn archive(partition: PartitionId) -> Self {
+        Self(ARCHIVE | partition.0)
+    }
+
+    /// The partition whose archive this is, if it is one.
+    #[must_use]
+    pub const fn archived(self) -> Option<PartitionId> {
+        if self.0 & !(ARCHIVE - 1) == ARCHIVE { Some(PartitionId(self.0 & (ARCHIVE - 1))) } else { None }
+    }
 }
+
+/// Above every partition's number, below [`LogId::SYSTEM`].
+const ARCHIVE: u16 = 0x4000;
 
 impl From<PartitionId> for LogId {
     fn from(partition: PartitionId) -> Self {

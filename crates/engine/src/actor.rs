@@ -172,6 +172,11 @@ impl Cx<'_> {
         self.run.alarms.push(detail);
     }
 
+    /// The running saga has ended and may be put away.
+    pub(crate) fn ended(&mut self) {
+        self.run.ended.push(self.key.to_owned());
+    }
+
     /// 64 random bits, the same in every replay. Not for secrets.
     pub fn random(&mut self) -> u64 {
         self.run.random_counter += 1;

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod actor;
+pub mod archive;
 pub mod channel;
 pub mod codec;
 pub mod command;

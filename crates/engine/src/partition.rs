@@ -70,6 +70,12 @@ pub struct Limits {
     pub retransmit_after: Duration,
     /// Deliveries in careful mode after an abnormal end.
     pub careful_deliveries: u32,
+    /// Sagas that have ended lie in memory until so many can be put away together.
+    pub archive_batch: usize,
+    /// Or until one of them has for this long.
+    pub archive_after: Duration,
+    /// Archived sagas are deleted this long after they ended; `None` keeps them.
+    pub saga_retention: Option<Duration>,
 }
 
 impl Default for Limits {
@@ -83,6 +89,9 @@ impl Default for Limits {
             small_image_bytes: 1 << 20,
             retransmit_after: Duration::from_secs(1),
             careful_deliveries: 64,
+            archive_batch: 4096,
+            archive_after: Duration::from_secs(24 * 3600),
+            saga_retention: None,
         }
     }
 }
@@ -179,6 +188,8 @@ impl ReplayError {
         }
     }
 }
+
+mod archive;
 
 enum Gated {
     Reply { session: SessionId, seq: InputSeq },
@@ -309,6 +320,8 @@ pub struct Partition {
     unproven: bool,
     /// What is being read is the newest link.
     takes_tables: bool,
+    /// Sagas that have ended, in about that order; some may have been restarted since.
+    ended: VecDeque<String>,
 }
 
 impl Partition {
@@ -376,6 +389,7 @@ impl Partition {
             leftover: Vec::new(),
             unproven: false,
             takes_tables: true,
+            ended: VecDeque::new(),
         }
     }
 
@@ -466,6 +480,12 @@ impl Partition {
         if let Some(table) = table.and_then(|(_, table)| table.as_any().downcast_ref::<TypedTable<A>>()) {
             table.each_typed(visit);
         }
+    }
+
+    /// True when it has this actor in memory.
+    #[must_use]
+    pub fn has_actor(&self, kind: u32, key: &str) -> bool {
+        self.tables.iter().any(|(tag, table)| *tag == kind && table.has(key))
     }
 
     /// Visits every actor: kind, key, state in MessagePack (codec, schema, bytes).
@@ -595,12 +615,11 @@ impl Partition {
             let Some((entry, len)) = split else { break };
             if entry.kind == ENGINE {
                 if self.takes_tables {
-                    self.load_table(entry.key, entry.state.bytes).map_err(|error| {
-                        ReplayError::Malformed {
-                            partition: id,
-                            what: format!("table {:?} of a checkpoint", entry.key),
-                            error,
-                        }
+                    let bytes = entry.state.map_or(&[][..], |state| state.bytes);
+                    self.load_table(entry.key, bytes).map_err(|error| ReplayError::Malformed {
+                        partition: id,
+                        what: format!("table {:?} of a checkpoint", entry.key),
+                        error,
                     })?;
                 }
                 at += len;
@@ -618,7 +637,14 @@ impl Partition {
                 return Err(error(format!("{:08x}", entry.kind), detail));
             };
             let name = self.setup.registry.name(*tag).unwrap_or("?");
-            table.load(entry.key, entry.state).map_err(|e| error(name.to_owned(), e.to_string()))?;
+            match entry.state {
+                Some(state) => {
+                    table.load(entry.key, state).map_err(|e| error(name.to_owned(), e.to_string()))?;
+                }
+                None => {
+                    table.remove(entry.key);
+                }
+            }
             at += len;
         }
         self.leftover = whole[at..].to_vec();
@@ -697,6 +723,16 @@ impl Partition {
                 let run = record::decode_drop(payload).map_err(malformed("drop"))?;
                 self.set_aside.retain(|entry| entry.position != run);
             }
+            kind::ARCHIVED => {
+                let (_, ids) = record::decode_archived(payload).map_err(malformed("archived sagas"))?;
+                for id in ids {
+                    self.take_out(id);
+                }
+            }
+            kind::REVIVED => {
+                let (id, state) = record::decode_revived(payload).map_err(malformed("revived saga"))?;
+                self.put_back(id, state)?;
+            }
             other => {
                 let error = Malformed { field: "record kind of a newer release", offset: other.into() };
                 return Err(malformed("record")(error));
@@ -756,6 +792,7 @@ impl Partition {
             return;
         }
         self.durable = self.log_tail;
+        self.find_ended();
         self.begin_again();
         self.weigh_evidence(ending, out);
         let (version, position, channels) =
@@ -831,6 +868,7 @@ impl Partition {
         self.marks.clear();
         self.set_aside.clear();
         self.leftover.clear();
+        self.forget_ended();
         self.position = Position(0);
         self.checkpoint.writing = None;
         self.checkpoint.frozen = None;
@@ -855,6 +893,7 @@ impl Partition {
         let epoch = self.epoch;
         // What waits may stem from the undone history, and what does not comes again: frames from
         // their sender, timers and ends of effects from the tables. Only a client's input is new.
+        self.find_ended();
         let is_input = |waiting: &Waiting| matches!(waiting.source, Source::Client { .. });
         self.held.retain(is_input);
         self.holding.clear();
@@ -1573,6 +1612,9 @@ impl Partition {
         }
         for (id, at) in self.run.timers.drain(..) {
             self.timers.set(id, at);
+        }
+        if self.live {
+            self.ended.extend(self.run.ended.drain(..));
         }
         for (index, request) in self.run.effects.drain(..).enumerate() {
             let id = (self.epoch, self.position, index as u32);

@@ -12,7 +12,7 @@
 
 use crate::parcel::{Body, Parcel};
 use rallypoint_base::hash::xxh3_seeded;
-use rallypoint_base::id::{InputSeq, PartitionId, Position, SessionId, Ssn};
+use rallypoint_base::id::{InputSeq, PartitionId, Position, SessionId, Ssn, Version};
 use rallypoint_base::random::mix;
 use rallypoint_base::time::Time;
 use rallypoint_base::wire::{Malformed, Reader, put_bytes, put_varint};
@@ -31,6 +31,10 @@ pub mod kind {
     pub const STOP: u8 = 5;
     /// A person dropped an input that was set aside ([`super::encode_drop`]). No run.
     pub const DROP: u8 = 6;
+    /// Sagas lie in the archive from here on ([`super::encode_archived`]). No run.
+    pub const ARCHIVED: u8 = 7;
+    /// A saga was taken out of the archive again ([`super::encode_revived`]). No run.
+    pub const REVIVED: u8 = 8;
 }
 
 /// What became of an input.
@@ -222,4 +226,46 @@ pub fn encode_drop(run: Position) -> Vec<u8> {
 /// [`Malformed`] when the bytes are no such record.
 pub fn decode_drop(bytes: &[u8]) -> Result<Position, Malformed> {
     Reader::new(bytes).varint("dropped run").map(Position)
+}
+
+/// The payload of an ARCHIVED record: the part that holds the sagas, and their ids.
+#[must_use]
+pub fn encode_archived(part: Version, ids: &[String]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(16 + ids.iter().map(|id| id.len() + 1).sum::<usize>());
+    put_varint(&mut out, part.0);
+    put_varint(&mut out, ids.len() as u64);
+    ids.iter().for_each(|id| put_bytes(&mut out, id.as_bytes()));
+    out
+}
+
+/// Reads it.
+///
+/// # Errors
+/// [`Malformed`].
+pub fn decode_archived(payload: &[u8]) -> Result<(Version, Vec<&str>), Malformed> {
+    let mut reader = Reader::new(payload);
+    let part = Version(reader.varint("part of the archive")?);
+    let mut ids = Vec::new();
+    for _ in 0..reader.varint("archived sagas")? {
+        ids.push(reader.text("id of an archived saga")?);
+    }
+    Ok((part, ids))
+}
+
+/// The payload of a REVIVED record: the saga's id and its state.
+#[must_use]
+pub fn encode_revived(id: &str, state: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(id.len() + state.len() + 8);
+    put_bytes(&mut out, id.as_bytes());
+    put_bytes(&mut out, state);
+    out
+}
+
+/// Reads it.
+///
+/// # Errors
+/// [`Malformed`].
+pub fn decode_revived(payload: &[u8]) -> Result<(&str, &[u8]), Malformed> {
+    let mut reader = Reader::new(payload);
+    Ok((reader.text("id of a revived saga")?, reader.bytes("state of a revived saga")?))
 }

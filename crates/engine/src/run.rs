@@ -66,6 +66,8 @@ pub struct Run {
     pub(crate) history: (Lineage, Epoch),
     /// For a person to look at.
     pub(crate) alarms: Vec<String>,
+    /// Keys of sagas that have ended.
+    pub(crate) ended: Vec<String>,
 }
 
 /// How far a run had come.
@@ -76,6 +78,7 @@ pub(crate) struct Savepoint {
     timers: usize,
     effects: usize,
     alarms: usize,
+    ended: usize,
     random_counter: u64,
 }
 
@@ -94,6 +97,7 @@ impl Run {
             error: None,
             history: (Lineage(0), Epoch(0)),
             alarms: Vec::new(),
+            ended: Vec::new(),
         }
     }
 
@@ -111,6 +115,7 @@ impl Run {
         self.timers.clear();
         self.effects.clear();
         self.alarms.clear();
+        self.ended.clear();
         self.error = None;
     }
 
@@ -121,6 +126,7 @@ impl Run {
             timers: self.timers.len(),
             effects: self.effects.len(),
             alarms: self.alarms.len(),
+            ended: self.ended.len(),
             random_counter: self.random_counter,
         }
     }
@@ -131,6 +137,7 @@ impl Run {
         self.timers.truncate(savepoint.timers);
         self.effects.truncate(savepoint.effects);
         self.alarms.truncate(savepoint.alarms);
+        self.ended.truncate(savepoint.ended);
         self.random_counter = savepoint.random_counter;
         self.error = None;
     }

@@ -10,7 +10,7 @@
 use crate::actor::{Actor, Cx, Signal};
 use crate::codec::Codec;
 use crate::effect::EffectOutcome;
-use rallypoint_base::limits::{MESSAGE_BYTES, SAGA_BYTES};
+use rallypoint_base::limits::{FAN_OUT, MESSAGE_BYTES, SAGA_BYTES};
 use rallypoint_base::random::Random;
 use rallypoint_saga::event::{Attempt, Command, Direction, End, Event, Parent, Start, TimerKey, Turn};
 use rallypoint_saga::function::{Resolution, resolution};
@@ -137,6 +137,8 @@ pub enum SagaMessage {
     Peek,
     /// Read-only: everything.
     Show,
+    /// To a child: its root has ended, so that nobody undoes it any more unless the root is restarted.
+    Released,
 }
 
 /// What it answers.
@@ -169,6 +171,10 @@ pub struct SagaActor {
     machine: Machine,
     /// At least the bytes of what the machine holds: weighed exactly only when it seems to be too much.
     weight: usize,
+    /// Of a child: its root has ended.
+    released: bool,
+    /// Children of generations below this one were told that.
+    released_below: u32,
 }
 
 impl SagaActor {
@@ -178,13 +184,41 @@ impl SagaActor {
         &self.machine
     }
 
+    /// True when it has ended and nobody but a person, by a restart, will want anything of it.
+    #[must_use]
+    pub fn is_archivable(&self) -> bool {
+        self.machine.status().is_ended()
+            && !self.machine.is_new()
+            && (self.released || self.machine.parent().is_none())
+    }
+
+    /// It has ended, for good but for a restart: it may be put away, and so may its children.
+    fn put_away(&mut self, cx: &mut Cx<'_>) {
+        if !self.is_archivable() {
+            return;
+        }
+        cx.ended();
+        let below = std::mem::replace(&mut self.released_below, self.machine.generation() + 1);
+        let children = self.machine.ops().iter();
+        let children = children.filter(|op| matches!(op.what, What::Child { .. }) && op.generation >= below);
+        // Beyond this the run could not be told from one that asks for too much: those stay in memory.
+        for op in children.take(FAN_OUT / 2) {
+            let child = child_id(cx.key(), op.number, op.generation);
+            cx.send::<Self>(&child, &SagaMessage::Released);
+        }
+    }
+
     fn event(&mut self, event: Event, cx: &mut Cx<'_>) -> Result<(), Refusal> {
         let event = self.weigh(event)?;
         let mut commands = Vec::new();
         let mut random = Random::new(cx.random());
         self.machine.handle(cx.now(), &mut random, event, &mut commands)?;
+        let ended = commands.contains(&Command::Ended);
         for command in commands {
             self.carry_out(command, cx);
+        }
+        if ended {
+            self.put_away(cx);
         }
         Ok(())
     }
@@ -257,6 +291,7 @@ impl SagaActor {
                 let text = format!("saga {} {:?}: {detail}", machine.name(), cx.key());
                 cx.alarm(text);
             }
+            // Once all that this run asks for is said: `put_away`.
             Command::Ended => {}
         }
     }
@@ -380,6 +415,11 @@ impl Actor for SagaActor {
                 Ok(SagaReply::Accepted(self.machine.status()))
             }
             _ if self.machine.is_new() => Err(Refusal::NoSuchSaga),
+            SagaMessage::Released => {
+                self.released = true;
+                self.put_away(cx);
+                Ok(SagaReply::Accepted(self.machine.status()))
+            }
             SagaMessage::Peek => Ok(SagaReply::Peeked(Peeked {
                 status: self.machine.status(),
                 output: self.machine.output().cloned(),

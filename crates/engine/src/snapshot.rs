@@ -7,7 +7,8 @@
 //! so every gated output arrives after a restore, since the manifest is written only once the log is
 //! durable through r.
 //!
-//! Entry of an actor: `kind u32 | key (len, bytes) | state length u32 | codec u8, schema u16, bytes`.
+//! Entry of an actor: `kind u32 | key (len, bytes) | state length u32 | codec u8, schema u16, bytes`; in
+//! an increment a state without any bytes says that the actor is no more.
 //! Entries follow each other without padding and may cross the borders of chunks. Behind the actors
 //! come the engine's own tables, as entries of kind 0 in pieces: frames, sessions, timers, effects.
 //! Each link of a chain holds them whole, and those of the newest count.
@@ -259,7 +260,8 @@ pub fn inspect_header(header: &[u8]) -> Result<HeaderSummary, Malformed> {
 pub(crate) struct Entry<'a> {
     pub(crate) kind: u32,
     pub(crate) key: &'a str,
-    pub(crate) state: Encoded<'a>,
+    /// `None`: it is no more.
+    pub(crate) state: Option<Encoded<'a>>,
 }
 
 /// Takes the first entry off `bytes`: the entry and its length, `None` when it is not all there.
@@ -275,6 +277,9 @@ pub(crate) fn split_entry(bytes: &[u8]) -> Result<Option<(Entry<'_>, usize)>, Ma
     let Ok((kind, key, state)) = read() else { return Ok(None) };
     let malformed = |field| Malformed { field, offset: 0 };
     let key = std::str::from_utf8(key).map_err(|_| malformed("entry key is not UTF-8"))?;
-    let state = Encoded::split(state).ok_or(malformed("entry state without codec"))?;
+    let state = match state.is_empty() {
+        true => None,
+        false => Some(Encoded::split(state).ok_or(malformed("entry state without codec"))?),
+    };
     Ok(Some((Entry { kind, key, state }, reader.offset())))
 }

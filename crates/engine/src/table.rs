@@ -8,7 +8,9 @@
 //! - a slot whose stamp equals the current cut is in the dirty list exactly once;
 //! - while a checkpoint is being written, every actor it still has to write either has not changed
 //!   since the cut, or its value at the cut is in `saved` (copy on update: the pause of a checkpoint
-//!   does not depend on the size of the state).
+//!   does not depend on the size of the state);
+//! - while a checkpoint is being written, no actor is removed and no vacant slot is used again: what
+//!   lies in a slot at the cut lies there until it is written.
 //!
 //! Source: copy-on-update of Cao et al., "Fast Checkpoint Recovery Algorithms for Frequently
 //! Consistent Applications", SIGMOD 2011.
@@ -72,6 +74,12 @@ pub(crate) trait Table: Send {
     /// Ends the checkpoint being written, complete or not.
     fn end_cut(&mut self, complete: bool);
     fn load(&mut self, key: &str, state: Encoded<'_>) -> Result<(), CodecError>;
+    fn has(&self, key: &str) -> bool;
+    /// Takes an actor out, between runs and while no checkpoint is being written; false when there is
+    /// none.
+    fn remove(&mut self, key: &str) -> bool;
+    /// [`Table::load`] of an actor that was taken out: the next checkpoint holds it.
+    fn put_back(&mut self, key: &str, state: Encoded<'_>) -> Result<(), CodecError>;
     fn len(&self) -> usize;
     /// Hash of all keys and states, independent of their order in memory.
     fn digest(&self) -> u64;
@@ -81,10 +89,19 @@ pub(crate) trait Table: Send {
     fn as_any(&self) -> &dyn Any;
 }
 
+/// The entry of an actor that is no more: a state without bytes.
+fn put_removed(kind: u32, key: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(&kind.to_le_bytes());
+    put_bytes(out, key);
+    out.extend_from_slice(&[0; 4]);
+}
+
 struct Slot<A> {
     key: ShortBytes,
     state: A,
     stamp: u32,
+    /// Its actor was taken out.
+    vacant: bool,
 }
 
 /// Slots lie in chunks, so that growing neither copies nor doubles.
@@ -97,8 +114,10 @@ enum Work {
         at: u32,
         len: u32,
     },
-    /// The slots that changed before the cut; `at` is the next index into them.
+    /// The keys that were taken out before the cut, then the slots that changed; `at` is the next index
+    /// into them.
     Changed {
+        removed: Vec<ShortBytes>,
         slots: Vec<u32>,
         at: usize,
     },
@@ -115,6 +134,9 @@ pub(crate) struct TypedTable<A: Actor> {
     dirty: Vec<u32>,
     work: Work,
     saved: BTreeMap<u32, A>,
+    vacant: Vec<u32>,
+    /// Taken out since the last cut.
+    removed: Vec<ShortBytes>,
 }
 
 impl<A: Actor> TypedTable<A> {
@@ -129,7 +151,18 @@ impl<A: Actor> TypedTable<A> {
             dirty: Vec::new(),
             work: Work::None,
             saved: BTreeMap::new(),
+            vacant: Vec::new(),
+            removed: Vec::new(),
         }
+    }
+
+    fn entries(&self) -> impl Iterator<Item = &Slot<A>> {
+        self.chunks.iter().flatten().filter(|entry| !entry.vacant)
+    }
+
+    /// One actor as it is.
+    pub(crate) fn get(&self, key: &str) -> Option<&A> {
+        self.find(key).map(|slot| &self.slot(slot).state)
     }
 
     fn slot(&self, slot: u32) -> &Slot<A> {
@@ -142,7 +175,7 @@ impl<A: Actor> TypedTable<A> {
 
     /// Every actor as it is.
     pub(crate) fn each_typed(&self, visit: &mut dyn FnMut(&str, &A)) {
-        for entry in self.chunks.iter().flatten() {
+        for entry in self.entries() {
             visit(std::str::from_utf8(&entry.key).unwrap_or_default(), &entry.state);
         }
     }
@@ -152,27 +185,55 @@ impl<A: Actor> TypedTable<A> {
     }
 
     fn create(&mut self, key: &str) -> u32 {
-        let slot = self.len;
-        if slot as usize / CHUNK == self.chunks.len() {
-            self.chunks.push(Vec::with_capacity(CHUNK));
-        }
-        if let Some(chunk) = self.chunks.last_mut() {
-            chunk.push(Slot { key: key.as_bytes().into(), state: A::default(), stamp: 0 });
-        }
-        self.len += 1;
+        let free = if matches!(self.work, Work::None) { self.vacant.pop() } else { None };
+        let slot = if let Some(slot) = free {
+            // Its stamp stays: it may be in the dirty list already.
+            let entry = self.slot_mut(slot);
+            entry.key = key.as_bytes().into();
+            entry.vacant = false;
+            slot
+        } else {
+            let slot = self.len;
+            if slot as usize / CHUNK == self.chunks.len() {
+                self.chunks.push(Vec::with_capacity(CHUNK));
+            }
+            if let Some(chunk) = self.chunks.last_mut() {
+                let state = A::default();
+                chunk.push(Slot { key: key.as_bytes().into(), state, stamp: 0, vacant: false });
+            }
+            self.len += 1;
+            slot
+        };
         let chunks = &self.chunks;
         let hash_of = |slot: &u32| xxh3(&chunks[*slot as usize / CHUNK][*slot as usize % CHUNK].key);
         self.index.insert_unique(xxh3(key.as_bytes()), slot, hash_of);
         slot
     }
 
-    /// Takes back the creation of the newest slot.
-    fn uncreate(&mut self, slot: u32) {
-        debug_assert_eq!(slot + 1, self.len, "undo runs from the newest to the oldest");
+    fn forget(&mut self, slot: u32) {
         let hash = xxh3(&self.slot(slot).key);
         if let Ok(entry) = self.index.find_entry(hash, |&other| other == slot) {
             entry.remove();
         }
+    }
+
+    fn vacate(&mut self, slot: u32) {
+        self.forget(slot);
+        let entry = self.slot_mut(slot);
+        entry.key = [].as_slice().into();
+        entry.state = A::default();
+        entry.vacant = true;
+        self.vacant.push(slot);
+    }
+
+    /// Takes back the creation of the newest slot, or of one that was vacant.
+    fn uncreate(&mut self, slot: u32) {
+        // Only a new slot has never been in a cut.
+        if self.slot(slot).stamp > 0 {
+            return self.vacate(slot);
+        }
+        debug_assert_eq!(slot + 1, self.len, "undo runs from the newest to the oldest");
+        self.forget(slot);
         self.len -= 1;
         if let Some(chunk) = self.chunks.last_mut() {
             chunk.pop();
@@ -225,6 +286,25 @@ impl<A: Actor> TypedTable<A> {
             (Ok(()), Ok(_)) => Delivered::Applied,
             (Ok(()), Err(_)) => Delivered::Refused,
         }
+    }
+}
+
+impl<A: Actor> TypedTable<A> {
+    /// What the actor would answer. Nothing that it asks for counts.
+    pub(crate) fn try_on(
+        mut copy: A,
+        kind: u32,
+        key: &str,
+        message: A::Message,
+        run: &mut Run,
+        reply: &mut Vec<u8>,
+    ) -> Delivered {
+        let savepoint = run.savepoint();
+        let mut cx = Cx { run, kind, key };
+        let result = copy.handle(message, &mut cx);
+        let delivered = Self::answer(&result, run, reply, VIEW_BYTES);
+        run.undo_to(savepoint);
+        delivered
     }
 }
 
@@ -289,13 +369,8 @@ impl<A: Actor> Table for TypedTable<A> {
         if !A::read_only(&message) {
             return None;
         }
-        let mut copy = self.find(key).map(|slot| self.slot(slot).state.clone()).unwrap_or_default();
-        let savepoint = run.savepoint();
-        let mut cx = Cx { run, kind: self.kind, key };
-        let result = copy.handle(message, &mut cx);
-        let delivered = Self::answer(&result, run, reply, VIEW_BYTES);
-        run.undo_to(savepoint);
-        Some(delivered)
+        let copy = self.find(key).map(|slot| self.slot(slot).state.clone()).unwrap_or_default();
+        Some(Self::try_on(copy, self.kind, key, message, run, reply))
     }
 
     fn commit_run(&mut self) {
@@ -331,19 +406,27 @@ impl<A: Actor> Table for TypedTable<A> {
         let changed = std::mem::take(&mut self.dirty);
         self.cut += 1;
         self.saved.clear();
-        self.work =
-            if full { Work::Full { at: 0, len: self.len } } else { Work::Changed { slots: changed, at: 0 } };
+        let removed = std::mem::take(&mut self.removed);
+        self.work = match full {
+            true => Work::Full { at: 0, len: self.len },
+            false => Work::Changed { removed, slots: changed, at: 0 },
+        };
     }
 
     fn write(&mut self, out: &mut Vec<u8>, limit: usize, large: &mut Large) -> Result<bool, CodecError> {
         while out.len() < limit {
             let slot = match &mut self.work {
                 Work::None => return Ok(false),
+                Work::Changed { removed, .. } if !removed.is_empty() => {
+                    let keys = removed.len().min(256);
+                    removed.drain(..keys).for_each(|key| put_removed(self.kind, &key, out));
+                    continue;
+                }
                 Work::Full { at, len } if *at < *len => {
                     *at += 1;
                     *at - 1
                 }
-                Work::Changed { slots, at } if *at < slots.len() => {
+                Work::Changed { slots, at, .. } if *at < slots.len() => {
                     *at += 1;
                     slots[*at - 1]
                 }
@@ -351,6 +434,9 @@ impl<A: Actor> Table for TypedTable<A> {
             };
             let saved = self.saved.remove(&slot);
             let entry = self.slot(slot);
+            if entry.vacant {
+                continue;
+            }
             let before = out.len();
             Self::encode_entry(&entry.key, saved.as_ref().unwrap_or(&entry.state), self.kind, out)?;
             let bytes = out.len() - before;
@@ -395,14 +481,42 @@ impl<A: Actor> Table for TypedTable<A> {
         Ok(())
     }
 
+    fn has(&self, key: &str) -> bool {
+        self.find(key).is_some()
+    }
+
+    fn remove(&mut self, key: &str) -> bool {
+        debug_assert!(self.undo.is_empty(), "an actor is taken out between runs");
+        debug_assert!(matches!(self.work, Work::None), "nothing is taken out under a checkpoint");
+        let Some(slot) = self.find(key) else { return false };
+        let cut = self.cut;
+        self.removed.push(self.slot(slot).key.clone());
+        let entry = self.slot_mut(slot);
+        if entry.stamp != cut {
+            entry.stamp = cut;
+            self.dirty.push(slot);
+        }
+        self.vacate(slot);
+        true
+    }
+
+    fn put_back(&mut self, key: &str, state: Encoded<'_>) -> Result<(), CodecError> {
+        self.load(key, state)?;
+        if let Some(slot) = self.find(key) {
+            self.undo.push((slot, None));
+            self.commit_run();
+        }
+        Ok(())
+    }
+
     fn len(&self) -> usize {
-        self.len as usize
+        self.len as usize - self.vacant.len()
     }
 
     fn digest(&self) -> u64 {
         let mut sum = 0u64;
         let mut bytes = Vec::new();
-        for entry in self.chunks.iter().flatten() {
+        for entry in self.entries() {
             bytes.clear();
             if Self::encode_entry(&entry.key, &entry.state, self.kind, &mut bytes).is_ok() {
                 sum = sum.wrapping_add(xxh3(&bytes));
@@ -413,7 +527,7 @@ impl<A: Actor> Table for TypedTable<A> {
 
     fn each(&self, visit: &mut dyn FnMut(&str, &[u8])) {
         let mut bytes = Vec::new();
-        for entry in self.chunks.iter().flatten() {
+        for entry in self.entries() {
             bytes.clear();
             if codec::encode(Codec::Named, A::SCHEMA, &entry.state, &mut bytes).is_ok() {
                 // It was a str when it was put there.

@@ -44,6 +44,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 
+mod archive;
+
+pub use archive::KEPT_HASHES;
+
 /// Where everything that leaves a unit goes. Called only with what may leave.
 pub trait Outside {
     /// An answer to a client.
@@ -262,6 +266,7 @@ struct Writing {
 
 struct Member {
     partition: Partition,
+    archive: archive::Archive,
     durable: Position,
     /// Ends of the log, by the commit that holds them, oldest first.
     tails: VecDeque<(CommitSeq, Position)>,
@@ -435,6 +440,8 @@ impl<D: Disk> Unit<D> {
                 member.partition.stop();
             }
         }
+        let mut store = store;
+        archive::open_all(store.copies(), &mut checkpoints, &mut members)?;
         let mut unit = Self::assemble(store, checkpoints, members, application, map);
         // Damaged or opened for reading: what is whole can be read, nothing can be written.
         unit.failed = unit.store.refusing().map(ToString::to_string);
@@ -486,7 +493,14 @@ impl<D: Disk> Unit<D> {
             limits: application.limits.clone(),
         };
         let partition = Partition::new(setup, (application.protocol)(id), witness(id));
-        Member { partition, durable: Position(0), tails: VecDeque::new(), writing: None, rollback: None }
+        Member {
+            partition,
+            archive: archive::Archive::default(),
+            durable: Position(0),
+            tails: VecDeque::new(),
+            writing: None,
+            rollback: None,
+        }
     }
 
     fn empty_members(
@@ -728,6 +742,9 @@ impl<D: Disk> Unit<D> {
         let Some(index) = self.index(partition).filter(|_| self.failed.is_none() || read_only) else {
             return outside.turn(session, seq, Turned::Stopped);
         };
+        if self.answer_from_archive(index, now, session, seq, parcel, outside) {
+            return;
+        }
         let partition = &mut self.members[index].partition;
         partition.handle_input(now, session, seq, acknowledged_below, read_only, parcel, &mut self.outbox);
         self.obey(index, now, outside);
@@ -750,6 +767,7 @@ impl<D: Disk> Unit<D> {
         outside: &mut dyn Outside,
     ) -> Result<(), Malformed> {
         let Some(index) = self.index(to).filter(|_| self.failed.is_none()) else { return Ok(()) };
+        self.revive_for_frames(index, count, frames, now, outside);
         let partition = &mut self.members[index].partition;
         let result = partition.handle_frames(now, from, epoch, first, count, frames, &mut self.outbox);
         self.obey(index, now, outside);
@@ -829,6 +847,7 @@ impl<D: Disk> Unit<D> {
                 self.members[index].partition.expire_sessions(now, &mut self.outbox);
                 self.obey(index, now, outside);
             }
+            self.age_archives(now, outside);
         }
         for index in 0..self.members.len() {
             if self.members[index].partition.next_deadline() <= now {
@@ -879,6 +898,7 @@ impl<D: Disk> Unit<D> {
         }
         any |= self.seal();
         any |= self.feed_checkpoints(now, outside);
+        any |= self.feed_archives(now, outside);
         self.events.flush(self.store.copies());
         any
     }
@@ -1211,6 +1231,12 @@ impl<D: Disk> Unit<D> {
 
     fn checkpoint_event(&mut self, event: CheckpointEvent, now: Time, outside: &mut dyn Outside) {
         match event {
+            CheckpointEvent::Written { log, version } if log.archived().is_some() => {
+                self.part_written(log, version);
+            }
+            CheckpointEvent::Failed { log, version, reason } if log.archived().is_some() => {
+                self.part_failed(log, version, reason.to_string(), now, outside);
+            }
             CheckpointEvent::Written { log, version } => {
                 let Some(index) = self.index(PartitionId(log.0)) else { return };
                 self.members[index].writing = None;

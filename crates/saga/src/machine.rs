@@ -88,6 +88,9 @@ pub enum Refusal {
     /// It is not paused.
     #[error("the saga is not paused")]
     NotPaused,
+    /// A saga of this id has ended and was deleted.
+    #[error("a saga of this id has ended and was deleted: choose another id")]
+    Deleted,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -354,6 +357,12 @@ impl Machine {
     #[must_use]
     pub fn created(&self) -> Time {
         self.created
+    }
+
+    /// How many events its log holds.
+    #[must_use]
+    pub fn events(&self) -> u32 {
+        self.clock
     }
 
     /// When something last happened to it.

@@ -70,6 +70,8 @@ pub struct CheckpointStore {
     highest: BTreeMap<LogId, Version>,
     /// Versions from here on may be gone back to, whatever newer ones there are.
     floors: BTreeMap<LogId, Version>,
+    /// Parts of archives that are no longer wanted.
+    given_up: BTreeSet<(LogId, Version)>,
     /// Names on any copy that nobody needs.
     garbage: BTreeSet<String>,
     /// Versions whose manifest no copy can give back.
@@ -160,6 +162,7 @@ impl CheckpointStore {
             logs: BTreeMap::new(),
             highest: BTreeMap::new(),
             floors: BTreeMap::new(),
+            given_up: BTreeSet::new(),
             garbage: BTreeSet::new(),
             unreadable: BTreeSet::new(),
             writers: BTreeMap::new(),

@@ -70,6 +70,7 @@ impl CheckpointStore {
             if let Some(versions) = self.logs.get_mut(&log) {
                 versions.retain(|info| kept.contains(&info.manifest.version));
             }
+            self.given_up.retain(|(of, version)| *of != log || kept.contains(version));
         }
         self.collect_unreadable(&mut collecting);
         for name in std::mem::take(&mut self.garbage) {
@@ -92,6 +93,8 @@ impl CheckpointStore {
         let obsolete: Vec<(LogId, Version)> = self
             .unreadable
             .iter()
+            // (Nothing newer stands for a part of an archive.)
+            .filter(|(log, _)| log.archived().is_none())
             .filter(|&&(log, version)| self.tips(log).1.is_some_and(|second| version < second))
             .copied()
             .collect();

@@ -13,6 +13,7 @@ use rallypoint_base::buffer::AlignedBuffer;
 use rallypoint_base::id::{LogId, Version};
 use rallypoint_base::limits::BLOCK;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 use thiserror::Error;
 
 /// Chunks in flight while a version is read, over all copies.
@@ -148,6 +149,55 @@ impl CheckpointStore {
             sink(&data[..chunk.len as usize]).map_err(|why| ReadError::Refused { log, version, why })?;
         }
         Ok(())
+    }
+
+    /// Reads some bytes of one version's part, counted in its content without padding; only the chunks
+    /// that hold them are read, and checked whole. What lies beyond the end is left out.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn read_range<D: Disk>(
+        &mut self,
+        copies: &mut Copies<D>,
+        log: LogId,
+        version: Version,
+        range: Range<u64>,
+    ) -> Result<Vec<u8>, ReadError> {
+        let info = self.version(log, version).ok_or(ReadError::Unknown { log, version })?;
+        let manifest = info.manifest.clone();
+        let offsets = manifest.offsets();
+        let files = open_part(copies, log, version);
+        let (mut out, mut at) = (Vec::new(), 0_u64);
+        let mut result = Ok(());
+        for (index, chunk) in manifest.chunks.iter().enumerate() {
+            let (start, end) = (at, at + u64::from(chunk.len));
+            at = end;
+            if end <= range.start || start >= range.end {
+                continue;
+            }
+            let first = files.first_key_value().map(|(&copy, &file)| (copy, file));
+            let read = match first {
+                Some((copy, file)) => read_chunk(copies, copy, file, &manifest, index, offsets[index])
+                    .map_err(|bad| (copy, bad)),
+                None => Err((0, Bad::Missing)),
+            };
+            let data = match read {
+                Ok(data) => data,
+                Err(bad) => {
+                    match self.chunk_elsewhere(copies, &manifest, &files, index, offsets[index], bad) {
+                        Ok(data) => data,
+                        Err(error) => {
+                            result = Err(error);
+                            break;
+                        }
+                    }
+                }
+            };
+            let inner = range.start.max(start) - start..range.end.min(end) - start;
+            out.extend_from_slice(&data[inner.start as usize..inner.end as usize]);
+        }
+        close_part(copies, &files);
+        result.map(|()| out)
     }
 
     /// One copy has the chunk wrong: takes it from another and repairs.

@@ -181,9 +181,28 @@ impl CheckpointStore {
         self.floors.insert(log, floor);
     }
 
+    /// Lets the next collection have a part of an archive, which else stays for ever. Forgotten when the
+    /// store is opened anew: whoever gives up then says it again.
+    ///
+    /// ```
+    /// use rallypoint_base::id::{LogId, PartitionId, Version};
+    /// use rallypoint_store::checkpoint::{CheckpointStore, Identity};
+    /// let mut store = CheckpointStore::empty(Identity::default());
+    /// store.give_up(LogId::archive(PartitionId(0)), Version(1));
+    /// ```
+    pub fn give_up(&mut self, log: LogId, version: Version) {
+        if log.archived().is_some() {
+            self.given_up.insert((log, version));
+        }
+    }
+
     /// The versions that collection leaves alone.
     pub(crate) fn kept(&self, log: LogId) -> BTreeSet<Version> {
         let all = self.versions(log).iter().map(|info| info.manifest.version);
+        if log.archived().is_some() {
+            // No part of an archive replaces another: each stays until it is given up by name.
+            return all.filter(|&version| !self.given_up.contains(&(log, version))).collect();
+        }
         let (Some(first), Some(second)) = self.tips(log) else { return all.collect() };
         let mut kept = BTreeSet::new();
         let pinned = self.versions(log).iter().filter(|info| info.pinned).map(|info| info.manifest.version);
