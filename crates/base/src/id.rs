@@ -33,11 +33,20 @@ id! {
     /// One of the journal directories of a store.
     DirectoryId(u16), "j"
 }
-id! {
-    /// One logical log inside a journal. Logs below [`PARTITIONS`](crate::limits::PARTITIONS) belong to
-    /// the partition of the same number; [`LogId::archive`] names what is put away of a partition.
-    LogId(u16), "log"
+/// One logical log inside a journal. Logs below [`PARTITIONS`](crate::limits::PARTITIONS) belong to the
+/// partition of the same number; [`LogId::archive`] names what is put away of a partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LogId(pub u16);
+
+impl fmt::Display for LogId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.archived() {
+            Some(partition) => write!(f, "the archive of {partition}"),
+            None => write!(f, "log{}", self.0),
+        }
+    }
 }
+
 id! {
     /// Place of a record in its logical log, from 1, without gaps. 0 means "before the first".
     Position(u64), "@"

@@ -9,6 +9,7 @@ use serde::Serialize;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What to serve, and where.
 #[derive(Args, Debug)]
@@ -28,6 +29,9 @@ pub(crate) struct Arguments {
     /// A file with the token that requests must carry as `Authorization: Bearer`.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// Delete sagas this long after they ended (30d, 12h); without it none is deleted.
+    #[arg(long, value_name = "TIME", value_parser = retention)]
+    retention: Option<Duration>,
     /// Accept a file system for the store that may lose a synced write.
     #[arg(long)]
     allow_unsuitable_file_system: bool,
@@ -37,6 +41,21 @@ pub(crate) struct Arguments {
     /// Print one JSON object when ready.
     #[arg(long)]
     json: bool,
+}
+
+fn retention(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let value: u64 = digits.parse().map_err(|_| format!("{text:?} is no time: write 30d or 12h"))?;
+    let unit = match &text[digits.len()..] {
+        "h" => 3600,
+        "d" => 24 * 3600,
+        unit => return Err(format!("{unit:?} is no unit here: write h or d")),
+    };
+    match value.checked_mul(unit) {
+        // Some 290 years: what nanoseconds since 1970 have room for.
+        Some(seconds) if (1..=9_000_000_000).contains(&seconds) => Ok(Duration::from_secs(seconds)),
+        _ => Err(format!("{text:?} is out of range: 1h to 104166d")),
+    }
 }
 
 #[derive(Serialize)]
@@ -59,6 +78,7 @@ pub(crate) fn run(arguments: &Arguments) -> u8 {
         token_file: arguments.token_file.clone(),
         allow_unsuitable_file_system: arguments.allow_unsuitable_file_system,
         segment_len: arguments.segment_bytes,
+        retention: arguments.retention,
         tell: |text| eprintln!("{text}"),
         ..ServeOptions::new(&arguments.dir)
     };

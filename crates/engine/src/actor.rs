@@ -159,14 +159,6 @@ impl Cx<'_> {
         self.run.now
     }
 
-    /// The history that the cause of this run belongs to: another one after a restore or a rollback,
-    /// never after a crash.
-    #[must_use]
-    pub fn history(&self) -> String {
-        let (lineage, epoch) = self.run.history;
-        format!("{lineage}-{}", epoch.0)
-    }
-
     /// Tells people, once the cause is durable: something goes on failing and needs them.
     pub fn alarm(&mut self, detail: String) {
         self.run.alarms.push(detail);

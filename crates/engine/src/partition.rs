@@ -1417,7 +1417,6 @@ impl Partition {
     fn perform(&mut self, parcel: &[u8], replaying: bool) -> (Outcome, String) {
         let seed = mix(mix(u64::from(self.setup.id.0) ^ 0xAC) ^ self.position.0);
         self.run.begin(self.now, seed, replaying);
-        self.run.history = (self.setup.lineage, self.epoch);
         self.reply.clear();
         self.inner_refusals.clear();
         self.touched.clear();

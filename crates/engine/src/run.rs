@@ -8,7 +8,7 @@ use crate::codec::{self, CodecError};
 use crate::map::Map;
 use crate::parcel::{Asker, Body, Parcel, kind_tag};
 use crate::timer::TimerId;
-use rallypoint_base::id::{Epoch, Lineage, PartitionId};
+use rallypoint_base::id::PartitionId;
 use rallypoint_base::limits::{FAN_OUT, KEY_BYTES, MESSAGE_BYTES, NAME_BYTES, VIEW_BYTES};
 use rallypoint_base::time::Time;
 use std::ops::Range;
@@ -62,8 +62,6 @@ pub struct Run {
     pub(crate) timers: Vec<(TimerId, Option<Time>)>,
     pub(crate) effects: Vec<EffectRequest>,
     pub(crate) error: Option<RunError>,
-    /// (lineage, epoch) of the cause, as text: what keys of this history begin with.
-    pub(crate) history: (Lineage, Epoch),
     /// For a person to look at.
     pub(crate) alarms: Vec<String>,
     /// Keys of sagas that have ended.
@@ -95,7 +93,6 @@ impl Run {
             timers: Vec::new(),
             effects: Vec::new(),
             error: None,
-            history: (Lineage(0), Epoch(0)),
             alarms: Vec::new(),
             ended: Vec::new(),
         }

@@ -403,9 +403,8 @@ impl Actor for SagaActor {
 
     fn handle(&mut self, message: SagaMessage, cx: &mut Cx<'_>) -> Result<SagaReply, Refusal> {
         match message {
-            SagaMessage::Start(mut start) => {
+            SagaMessage::Start(start) => {
                 let is_new = self.machine.is_new();
-                start.history = cx.history();
                 self.event(Event::Start(start), cx)?;
                 Ok(SagaReply::Started(is_new))
             }

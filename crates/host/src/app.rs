@@ -197,6 +197,21 @@ impl App {
         self
     }
 
+    /// Deletes sagas this long after they ended. Without it they stay in the archive for good. A day at
+    /// most may pass before what is old enough is gone; a deleted saga's id is refused for 30 days more.
+    ///
+    /// ```
+    /// # use rallypoint_host::app::App;
+    /// # use std::time::Duration;
+    /// let app = App::define().saga_retention(Duration::from_secs(30 * 24 * 3600));
+    /// ```
+    #[cfg(feature = "saga")]
+    #[must_use]
+    pub fn saga_retention(mut self, retention: Duration) -> Self {
+        self.limits.saga_retention = Some(retention);
+        self
+    }
+
     /// Partitions and journal directories of a store that is created (default 4 and 1). An existing
     /// store keeps what it was created with.
     #[must_use]
@@ -378,6 +393,35 @@ impl Runtime {
                 unit.partitions().for_each(|partition| partition.each_actor(visit));
             });
         }
+    }
+
+    /// Visits every saga in the archive that is not in memory too.
+    ///
+    /// # Errors
+    /// What could not be read.
+    #[cfg(feature = "saga")]
+    pub fn each_archived_saga(
+        &self,
+        visit: &mut dyn FnMut(&str, &rallypoint_saga::machine::Machine),
+    ) -> Result<(), String> {
+        for home in self.node.homes() {
+            let mut parts = Vec::new();
+            home.with_unit(|unit, _, _| {
+                for partition in unit.partitions().map(|partition| partition.id()).collect::<Vec<_>>() {
+                    parts.extend(unit.archive_parts(partition).map(|part| (partition, part.version)));
+                }
+            });
+            for (partition, version) in parts {
+                let rows = home.with_unit(|unit, _, _| unit.archived_rows(partition, version));
+                for row in rows.unwrap_or(Ok(Vec::new()))? {
+                    let found = home.with_unit(|unit, _, _| unit.archived(partition, &row.id));
+                    if let Some(actor) = found.unwrap_or(Ok(None))? {
+                        visit(&row.id, actor.machine());
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Inputs that were set aside.

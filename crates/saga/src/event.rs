@@ -79,7 +79,8 @@ pub struct Start {
     pub parent: Option<Parent>,
     /// The first poll, when the starter made one.
     pub turn: Option<Turn>,
-    /// What keys of this saga begin with: the history it was started in.
+    /// What keys of this saga begin with: drawn by who starts it, the same for no other start. (It stands
+    /// in the input, so that a replay in a restored store sees the same one.)
     pub history: String,
 }
 

@@ -30,6 +30,9 @@ pub enum LookError {
         /// What the system said.
         error: io::Error,
     },
+    /// The archive of sagas that have ended is damaged on every copy.
+    #[error("the archive of ended sagas cannot be read: {0}; `rallypoint verify` says what is damaged")]
+    Archive(String),
     /// There is no such saga.
     #[error("there is no saga of the id {0:?} in this store")]
     NoSuchSaga(String),
@@ -77,6 +80,11 @@ fn look(dir: &Path, mirror: Option<&Path>, progress: &mut dyn Progress) -> Resul
             looked.rows.push((row, serde_json::to_value(view::saga(id, machine)).unwrap_or_default()));
         }
     });
+    let archived = runtime.each_archived_saga(&mut |id, machine| {
+        let row = Row { created: machine.created().0, id: id.to_owned() };
+        looked.rows.push((row, serde_json::to_value(view::saga(id, machine)).unwrap_or_default()));
+    });
+    archived.map_err(LookError::Archive)?;
     looked.rows.sort_by(|(a, _), (b, _)| b.created.cmp(&a.created).then_with(|| a.id.cmp(&b.id)));
     Ok(looked)
 }

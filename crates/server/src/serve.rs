@@ -43,6 +43,8 @@ pub struct ServeOptions {
     pub allow_unsuitable_file_system: bool,
     /// Bytes of a log segment in a store that is made; `None` = the default.
     pub segment_len: Option<u64>,
+    /// Delete sagas this long after they ended; `None` = never.
+    pub retention: Option<Duration>,
     /// Told what a person should see: alarms, and the notices of the store.
     pub tell: fn(&str),
 }
@@ -59,6 +61,7 @@ impl ServeOptions {
             token_file: None,
             allow_unsuitable_file_system: false,
             segment_len: None,
+            retention: None,
             tell: |_| {},
         }
     }
@@ -140,6 +143,9 @@ fn open(options: &ServeOptions, catalog: &Arc<Catalog>) -> Result<Runtime, Serve
     }
     if let Some(bytes) = options.segment_len {
         app = app.segment_len(bytes);
+    }
+    if let Some(retention) = options.retention {
+        app = app.saga_retention(retention);
     }
     Ok(app.open(&options.dir)?)
 }

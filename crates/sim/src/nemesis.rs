@@ -11,6 +11,7 @@
 use crate::message::Node;
 use crate::settings::Settings;
 use crate::world::{Event, Life, World};
+use rallypoint_base::id::LogId;
 use rallypoint_base::limits::BLOCK;
 use rallypoint_base::random::Random;
 use rallypoint_engine::unit::Unit;
@@ -322,7 +323,9 @@ impl World {
         for at in candidates {
             let Some(unit) = &self.directories[at].unit else { continue };
             let logs: Vec<_> = unit.checkpoints().logs().collect();
-            let Some(log) = logs.into_iter().find(|&log| unit.checkpoints().versions(log).len() > 1) else {
+            let several =
+                |&log: &LogId| log.archived().is_none() && unit.checkpoints().versions(log).len() > 1;
+            let Some(log) = logs.into_iter().find(several) else {
                 continue;
             };
             let Some(version) = unit.checkpoints().newest(log) else { continue };

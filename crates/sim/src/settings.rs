@@ -144,6 +144,7 @@ impl Default for Settings {
                 small_image_bytes: 0,
                 retransmit_after: Duration::from_millis(25),
                 careful_deliveries: 6,
+                ..Limits::default()
             },
             options: Options { segment_len: 16 * 4096, commit_max: 16 << 10, spare_segments: 1 },
             faults: Faults::ALL,

@@ -23,7 +23,7 @@ mod source;
 pub use index::{Entry, Index, IndexError};
 pub use restore::{RestoreError, RestoreReport, read, restore, restore_until};
 
-use crate::checkpoint::{FileKind, Manifest, ReadError, ScanError, file_name};
+use crate::checkpoint::{FileKind, Manifest, ReadError, ScanError, VersionInfo, file_name};
 use crate::copies::Copies;
 use crate::disk::{Disk, DiskError, DiskErrorKind, Done, FileId, Lane, Op};
 use crate::error::StoreError;
@@ -231,24 +231,17 @@ impl<E: Into<BackupError>> From<E> for Fill {
 
 type Filled = (Vec<Entry>, Vec<(LogId, Version)>, CommitSeq);
 
-/// Copies checkpoints first, then the journal.
+/// Copies checkpoints first, then the journal; of archives also what came meanwhile.
 fn fill<S: Disk, T: Disk>(source: &mut Source<S>, target: &mut Target<T>) -> Result<Filled, Fill> {
     let mut entries = Vec::new();
-    let versions = source.checkpoints()?;
     let mut checkpoints = Vec::new();
-    for info in &versions {
-        let manifest = &info.manifest;
-        let (log, version) = (manifest.log, manifest.version);
-        checkpoints.push((log, version));
-        let header = source.header(log, version).map_err(|e| Fill::Moved(BackupError::Checkpoint(e)))?;
-        entries.push(target.put_part(source, manifest)?);
-        let name = file_name(log, version, FileKind::Manifest);
-        entries.push(target.put(&name, &manifest.encode(&header))?);
-        if info.pinned {
-            entries.push(target.put(&file_name(log, version, FileKind::Pinned), &[])?);
-        }
-    }
+    let versions = source.checkpoints()?;
+    put_versions(source, target, versions, &mut entries, &mut checkpoints)?;
     let watermark = source.watermark();
+    // What the log lets go of up to there lies in parts of archives that were durable before it did.
+    let archived = |info: &VersionInfo| info.manifest.log.archived().is_some();
+    let versions = source.checkpoints()?.into_iter().filter(archived).collect();
+    put_versions(source, target, versions, &mut entries, &mut checkpoints)?;
     let mut last = source.state().first;
     source
         .journal(watermark, &mut |generation, name, image| {
@@ -264,6 +257,32 @@ fn fill<S: Disk, T: Disk>(source: &mut Source<S>, target: &mut Target<T>) -> Res
     entries.push(target.put(crate::superblock::FILE, &superblock)?);
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok((entries, checkpoints, watermark))
+}
+
+/// Copies the versions that were not copied before.
+fn put_versions<S: Disk, T: Disk>(
+    source: &mut Source<S>,
+    target: &mut Target<T>,
+    versions: Vec<VersionInfo>,
+    entries: &mut Vec<Entry>,
+    done: &mut Vec<(LogId, Version)>,
+) -> Result<(), Fill> {
+    for info in &versions {
+        let manifest = &info.manifest;
+        let (log, version) = (manifest.log, manifest.version);
+        if done.contains(&(log, version)) {
+            continue;
+        }
+        done.push((log, version));
+        let header = source.header(log, version).map_err(|e| Fill::Moved(BackupError::Checkpoint(e)))?;
+        entries.push(target.put_part(source, manifest)?);
+        let name = file_name(log, version, FileKind::Manifest);
+        entries.push(target.put(&name, &manifest.encode(&header))?);
+        if info.pinned {
+            entries.push(target.put(&file_name(log, version, FileKind::Pinned), &[])?);
+        }
+    }
+    Ok(())
 }
 
 impl<T: Disk> Target<T> {

@@ -186,6 +186,7 @@ pub(crate) fn checkpoints(lines: &[CheckpointLine]) -> String {
         let mut state = vec![line.state];
         state.extend((!line.usable && line.state == "good").then_some("chain broken"));
         state.extend(line.newest.then_some("newest"));
+        state.extend(line.archive.then_some("archive of sagas"));
         state.extend(line.pinned.then_some("pinned"));
         let _ = writeln!(
             out,

@@ -9,7 +9,7 @@
 //!   happen under the lock of its live copy;
 //! - a live copy is a cache: losing it costs a rebuild from the journal, never a wrong turn.
 
-use crate::client::Client;
+use crate::client::{Client, new_session};
 use crate::node::Completion;
 use rallypoint_base::hash::xxh3_seeded;
 use rallypoint_base::limits::SAGA_BYTES;
@@ -54,6 +54,8 @@ pub(crate) trait Drives: Send + Sync {
     fn unwatch(&self, id: &str, watch: &Arc<Watch>);
     /// Where bodies run.
     fn handle(&self) -> Handle;
+    /// What the keys of a saga begin with that is started now: never the same twice.
+    fn history(&self) -> String;
 }
 
 /// Something may have changed in a saga.
@@ -102,6 +104,9 @@ pub(crate) struct Driver<C> {
     shards: Vec<Mutex<Shard>>,
     client: Mutex<Option<Arc<Client>>>,
     runtime: OnceLock<(Handle, Option<tokio::runtime::Runtime>)>,
+    /// This process among all, and the sagas that it has started.
+    process: u64,
+    started: AtomicU64,
     /// Effects that no task has taken up. One task is on its way whenever this is not empty.
     asked: Mutex<Vec<(Vec<u8>, Completion)>>,
 }
@@ -113,6 +118,8 @@ impl<C: Send + Sync + 'static> Driver<C> {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             client: Mutex::new(None),
             runtime: OnceLock::new(),
+            process: new_session().0,
+            started: AtomicU64::new(0),
             asked: Mutex::default(),
         })
     }
@@ -374,7 +381,7 @@ impl<C: Send + Sync + 'static> Driver<C> {
             concurrency: options.concurrency,
             deadline: options.deadline,
             parent: Some(parent),
-            history: String::new(),
+            history: self.next_history(),
         };
         match client.ask::<SagaActor>(&child, &SagaMessage::Start(Box::new(start))).await {
             Ok(SagaReply::Started(is_new)) => {
@@ -461,6 +468,10 @@ impl<C: Send + Sync + 'static> Drives for Driver<C> {
         }
     }
 
+    fn history(&self) -> String {
+        self.next_history()
+    }
+
     fn handle(&self) -> Handle {
         let (handle, _) = self.runtime.get_or_init(|| match Handle::try_current() {
             Ok(handle) => (handle, None),
@@ -473,6 +484,12 @@ impl<C: Send + Sync + 'static> Drives for Driver<C> {
             }
         });
         handle.clone()
+    }
+}
+
+impl<C> Driver<C> {
+    fn next_history(&self) -> String {
+        format!("{:016x}-{:x}", self.process, self.started.fetch_add(1, Ordering::Relaxed))
     }
 }
 

@@ -9,7 +9,9 @@ use crate::node::Shared;
 use rallypoint_base::hash::xxh3;
 use rallypoint_base::limits::KEY_BYTES;
 use rallypoint_base::time::Time;
+use rallypoint_engine::archive::Part;
 use rallypoint_engine::command::Turned;
+use rallypoint_engine::partition::Partition;
 use rallypoint_engine::saga::{Peeked, SagaActor, SagaMessage, SagaReply};
 use rallypoint_saga::event::{Event, Start};
 use rallypoint_saga::machine::{Machine, Refusal};
@@ -18,6 +20,7 @@ use rallypoint_saga::status::Status;
 use rallypoint_saga::value::{Blob, ValueError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +42,9 @@ pub enum StartError {
     /// The id is taken by a saga with another name or input.
     #[error("a saga with id {0:?} exists with another name or input: choose another id")]
     OtherInput(String),
+    /// A saga of this id has ended and was deleted: for 30 days its id is not used again.
+    #[error("a saga with id {0:?} has ended and was deleted: choose another id")]
+    Deleted(String),
     /// The store could not take it now.
     #[error(transparent)]
     Store(#[from] SagaStoreError),
@@ -172,7 +178,7 @@ impl Sagas {
             deadline: options.deadline,
             parent: None,
             turn,
-            history: String::new(),
+            history: self.driver.history(),
         };
         let reply = self.client.ask::<SagaActor>(id, &SagaMessage::Start(Box::new(start))).await;
         if began && !matches!(reply, Ok(SagaReply::Started(true))) {
@@ -184,6 +190,7 @@ impl Sagas {
                 Ok((handle, is_new))
             }
             Ok(_) => Err(SagaStoreError::Failed("an answer of another kind".into()).into()),
+            Err(AskError::Refused(Refusal::Deleted)) => Err(StartError::Deleted(id.to_owned())),
             Err(AskError::Refused(_)) => Err(StartError::OtherInput(id.to_owned())),
             Err(error) => Err(store_error(error).into()),
         }
@@ -207,35 +214,57 @@ impl Sagas {
         limit: usize,
         cursor: Option<&(Time, String)>,
     ) -> Result<(Vec<SagaSummary>, Option<(Time, String)>), SagaStoreError> {
-        let mut found: BTreeMap<(std::cmp::Reverse<Time>, String), SagaSummary> = BTreeMap::new();
-        let mut more = false;
+        let mut page = Page { name, status, limit, cursor, found: BTreeMap::new(), more: false };
         self.visit(&mut |id, machine| {
-            if machine.is_new()
-                || name.is_some_and(|name| name != machine.name())
-                || status.is_some_and(|status| status != machine.status())
-            {
-                return;
-            }
-            let key = (std::cmp::Reverse(machine.created()), id.to_owned());
-            if cursor.is_some_and(|(at, id)| key <= (std::cmp::Reverse(*at), id.clone())) {
-                return;
-            }
-            if found.len() == limit && found.last_key_value().is_some_and(|(last, _)| key > *last) {
-                more = true;
-                return;
-            }
-            found.insert(key, summary(id, machine));
-            if found.len() > limit {
-                found.pop_last();
-                more = true;
+            if !machine.is_new() {
+                page.offer(machine.created(), id, machine.name(), machine.status(), || summary(id, machine));
             }
         });
         self.settled().await?;
+        self.list_archive(&mut page)?;
+        let Page { found, more, .. } = page;
         let next = more.then(|| found.last_key_value().map(|((at, id), _)| (at.0, id.clone()))).flatten();
         Ok((found.into_values().collect(), next))
     }
 
-    /// How many sagas there are, by name and status.
+    /// The archive's part of a page: the parts whose sagas began last come first, and those that can
+    /// have nothing for it are not read.
+    fn list_archive(&self, page: &mut Page<'_>) -> Result<(), SagaStoreError> {
+        let mut parts = Vec::new();
+        for (at, home) in self.shared.homes().enumerate() {
+            home.with_unit(|unit, _, _| {
+                for partition in unit.partitions().map(Partition::id).collect::<Vec<_>>() {
+                    let wanted = unit.archive_parts(partition).filter(|part| page.may_have(part));
+                    parts.extend(wanted.map(|part| (part.newest_start, at, partition, part.version)));
+                }
+            });
+        }
+        parts.sort_unstable_by(|a, b| b.cmp(a));
+        for (newest, at, partition, version) in parts {
+            if page.is_full_before(newest) {
+                page.more = true;
+                break;
+            }
+            let Some(home) = self.shared.homes().nth(at) else { continue };
+            let rows = home.with_unit(|unit, _, _| unit.archived_rows(partition, version));
+            for row in rows.unwrap_or(Ok(Vec::new())).map_err(SagaStoreError::Failed)? {
+                let summary = || SagaSummary {
+                    id: row.id.clone(),
+                    name: row.name.clone(),
+                    version: row.version,
+                    status: row.status,
+                    created: row.created,
+                    updated: row.updated,
+                    error: row.error.clone(),
+                };
+                page.offer(row.created, &row.id, &row.name, row.status, summary);
+            }
+        }
+        Ok(())
+    }
+
+    /// How many sagas there are, by name and status. One that was restarted out of the archive counts
+    /// there too.
     ///
     /// # Errors
     /// [`SagaStoreError`].
@@ -246,6 +275,15 @@ impl Sagas {
                 *counts.entry((machine.name().to_owned(), machine.status())).or_insert(0) += 1;
             }
         });
+        for home in self.shared.homes() {
+            home.with_unit(|unit, _, _| {
+                for partition in unit.partitions().map(Partition::id).collect::<Vec<_>>() {
+                    for (key, count) in unit.archive_parts(partition).flat_map(|part| &part.counts) {
+                        *counts.entry(key.clone()).or_insert(0) += count;
+                    }
+                }
+            });
+        }
         self.settled().await?;
         Ok(counts)
     }
@@ -276,6 +314,64 @@ impl Sagas {
             }
         }
         Ok(())
+    }
+}
+
+/// A page of a list in the making.
+struct Page<'a> {
+    name: Option<&'a str>,
+    status: Option<Status>,
+    limit: usize,
+    cursor: Option<&'a (Time, String)>,
+    found: BTreeMap<(Reverse<Time>, String), SagaSummary>,
+    /// Something fits that has no place on it.
+    more: bool,
+}
+
+impl Page<'_> {
+    fn offer(
+        &mut self,
+        created: Time,
+        id: &str,
+        name: &str,
+        status: Status,
+        summary: impl FnOnce() -> SagaSummary,
+    ) {
+        if self.name.is_some_and(|wanted| wanted != name)
+            || self.status.is_some_and(|wanted| wanted != status)
+        {
+            return;
+        }
+        let key = (Reverse(created), id.to_owned());
+        if self.cursor.is_some_and(|(at, id)| key <= (Reverse(*at), id.clone())) {
+            return;
+        }
+        if self.found.len() == self.limit && self.found.last_key_value().is_some_and(|(last, _)| key > *last)
+        {
+            self.more = true;
+            return;
+        }
+        // What was put away while the list was made is met twice.
+        self.found.entry(key).or_insert_with(summary);
+        if self.found.len() > self.limit {
+            self.found.pop_last();
+            self.more = true;
+        }
+    }
+
+    /// True when a part may hold something for this page.
+    fn may_have(&self, part: &Part) -> bool {
+        let fits = |(name, status): &(String, Status)| {
+            self.name.is_none_or(|wanted| wanted == name)
+                && self.status.is_none_or(|wanted| wanted == *status)
+        };
+        part.counts.keys().any(fits) && self.cursor.is_none_or(|(at, _)| part.oldest_start <= *at)
+    }
+
+    /// True when nothing that began at `newest` or before can still find a place.
+    fn is_full_before(&self, newest: Time) -> bool {
+        self.found.len() >= self.limit
+            && self.found.last_key_value().is_some_and(|((Reverse(last), _), _)| newest < *last)
     }
 }
 

@@ -149,7 +149,8 @@ pub fn verify(
     }
     restorable(&root, &walk, &blind, &mut found);
     for (log, what) in std::mem::take(&mut walk.nonsense) {
-        let directory = root.map.directory_of(PartitionId(log.0)).unwrap_or_default();
+        let partition = log.archived().unwrap_or(PartitionId(log.0));
+        let directory = root.map.directory_of(partition).unwrap_or_default();
         let what = format!("{log}: sound bytes that make no sense to this release: {what}");
         found.findings.push(Fault::of("nonsense", directory, what));
     }

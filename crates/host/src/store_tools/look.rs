@@ -33,6 +33,8 @@ pub struct CheckpointLine {
     pub directory: String,
     /// Its partition.
     pub partition: u16,
+    /// It is a part of the partition's archive (sagas that have ended), and no state to restore.
+    pub archive: bool,
     /// Its version.
     pub version: u64,
     /// The version that it builds on; none for a full one.
@@ -55,7 +57,7 @@ pub struct CheckpointLine {
     pub usable: bool,
     /// It is the one that the next start restores.
     pub newest: bool,
-    /// It is kept until it is unpinned.
+    /// It is kept until it is unpinned. (A part of an archive is kept until it is deleted.)
     pub pinned: bool,
     /// How often its restore failed.
     pub failed_restores: u32,
@@ -65,7 +67,8 @@ fn line(directory: DirectoryId, store: &CheckpointStore, info: &VersionInfo) -> 
     let manifest = &info.manifest;
     CheckpointLine {
         directory: directory.to_string(),
-        partition: manifest.log.0,
+        partition: manifest.log.archived().map_or(manifest.log.0, |partition| partition.0),
+        archive: manifest.log.archived().is_some(),
         version: manifest.version.0,
         base: manifest.base.map(|base| base.0),
         position: manifest.position.0,
@@ -81,7 +84,7 @@ fn line(directory: DirectoryId, store: &CheckpointStore, info: &VersionInfo) -> 
             _ => "other",
         },
         usable: store.is_usable(manifest.log, manifest.version),
-        newest: store.newest(manifest.log) == Some(manifest.version),
+        newest: manifest.log.archived().is_none() && store.newest(manifest.log) == Some(manifest.version),
         pinned: info.pinned,
         failed_restores: info.failed_restores,
     }

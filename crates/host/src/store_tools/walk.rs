@@ -5,6 +5,7 @@
 
 use rallypoint_base::id::{CommitSeq, Epoch, LogId, PartitionId, Position, Ssn, Version};
 use rallypoint_base::wire::Malformed;
+use rallypoint_engine::archive::Part;
 use rallypoint_engine::record::{InputRecord, Source, Verdict, decode_drop, kind};
 use rallypoint_engine::snapshot::{HeaderSummary, SetAside, inspect_header};
 use rallypoint_engine::unit::proven_commit;
@@ -108,6 +109,12 @@ impl<'a> Walk<'a> {
 
 impl Visitor for Walk<'_> {
     fn header(&mut self, log: LogId, version: Version, newest: bool, header: &[u8]) {
+        if log.archived().is_some() {
+            if let Err(error) = Part::load(version, header) {
+                self.nonsense.push((log, format!("the header of part {version}: {error}")));
+            }
+            return;
+        }
         let summary = match inspect_header(header) {
             Ok(summary) => summary,
             Err(error) => {

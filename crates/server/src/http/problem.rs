@@ -70,6 +70,7 @@ pub(crate) enum Kind {
     NoSuchDefinition,
     Method,
     OtherInput,
+    Deleted,
     VersionTaken,
     NotNow,
     TooLarge,
@@ -141,6 +142,13 @@ impl Kind {
                 "The key was used for another saga",
                 Caller,
                 "send another Idempotency-Key, or the same name and input as before",
+            ),
+            Self::Deleted => (
+                "urn:rallypoint:problem:deleted",
+                StatusCode::CONFLICT,
+                "The key was used for a saga that has ended and was deleted",
+                Caller,
+                "send another Idempotency-Key; this one is free again 30 days after the deletion",
             ),
             Self::VersionTaken => (
                 "urn:rallypoint:problem:version-taken",
@@ -248,6 +256,7 @@ impl From<StartError> for Problem {
                 Self::new(Kind::NoSuchDefinition, format!("no saga is defined as {name:?}"))
             }
             StartError::OtherInput(_) => Self::new(Kind::OtherInput, error.to_string()),
+            StartError::Deleted(_) => Self::new(Kind::Deleted, error.to_string()),
             StartError::Store(error) => Self::store(error),
             _ => Self::malformed(error.to_string()),
         }

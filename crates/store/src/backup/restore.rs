@@ -92,7 +92,7 @@ pub fn restore<B: Disk, D: Disk>(
 /// Like [`restore`], but takes of each log only what stands at or before its position in `until` (and
 /// everything of a log that has none there). So directories whose images were taken at different
 /// instants are brought to one consistent cut. `adapt` makes the engine's header of a checkpoint fit the
-/// new journal, which has other commits in other places.
+/// new journal, which has other commits in other places; parts of archives stay as they are.
 ///
 /// # Errors
 /// [`RestoreError`], also when a log's records begin behind every checkpoint that the cut leaves.
@@ -124,7 +124,11 @@ pub fn restore_until<B: Disk, D: Disk>(
     let meta = mounted.identity().meta.clone();
     let identity = Identity { store: index.store, lineage, directory: index.directory, copies, meta };
     let mut to = Store::create(disks, identity, Options { segment_len: index.segment_len, ..options })?;
-    let is_in = |log, position| until.get(&log).is_none_or(|&until| position <= until);
+    // A part of an archive shows its partition's log up to its position.
+    let is_in = |log: LogId, position| {
+        let log = log.archived().map_or(log, LogId::from);
+        until.get(&log).is_none_or(|&until| position <= until)
+    };
     let mut records = 0;
     let mut firsts: BTreeMap<LogId, Position> = BTreeMap::new();
     let mut write = |record: &Record<'_>| -> Result<(), StoreError> {
@@ -283,7 +287,9 @@ fn copy_version<B: Disk, D: Disk>(
     }
     read.map_err(unreadable)?;
     let mut header = from.read_header(source.copies(), log, version).map_err(unreadable)?;
-    adapt(&mut header).map_err(|why| RestoreError::Damaged { why })?;
+    if log.archived().is_none() {
+        adapt(&mut header).map_err(|why| RestoreError::Damaged { why })?;
+    }
     target.finish(to.copies(), log, &header).map_err(refused)?;
     wait_until(to, target, |target| !target.is_writing(log)).map_err(failed)?;
     if info.pinned {
