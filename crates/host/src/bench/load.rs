@@ -257,10 +257,15 @@ impl Area {
 
     /// The definition with the second copy of the store in `dir`, if there are to be two.
     pub(super) fn mirrored(&self, app: App, dir: &Path) -> App {
-        match (&self.mirror, dir.file_name()) {
-            (Some(mirror), Some(name)) => app.mirror(mirror.join(name)),
-            _ => app,
+        match self.mirror_of(dir) {
+            Some(mirror) => app.mirror(mirror),
+            None => app,
         }
+    }
+
+    /// Where the second copy of the store in `dir` lies, if there is to be one.
+    pub(super) fn mirror_of(&self, dir: &Path) -> Option<PathBuf> {
+        Some(self.mirror.as_ref()?.join(dir.file_name()?))
     }
 
     /// New directories for bare files, as many as there are copies.
