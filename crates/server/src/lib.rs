@@ -7,6 +7,7 @@ mod declared;
 mod definition;
 pub mod finding;
 mod http;
+mod listen;
 pub mod look;
 pub mod moment;
 pub mod serve;
