@@ -6,6 +6,7 @@
 use clap::{Args, ValueEnum};
 use rallypoint_host::bench::report::Report;
 use rallypoint_host::bench::{checkpoint, journal, messages, recovery, sagas};
+use rallypoint_server::bench as served;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +21,7 @@ enum Which {
     Checkpoint,
     /// Replay of a log, and the silence of a killed worker's partitions.
     Recovery,
-    /// Sagas of three steps that do nothing: latency, rate, disk, memory, restart.
+    /// Sagas of three steps that do nothing: latency, rate, disk, memory, restart; and served ones.
     Sagas,
 }
 
@@ -66,7 +67,12 @@ fn measure(which: Which, dir: &Path, mirror: Option<PathBuf>) -> io::Result<Repo
         Which::Checkpoint => {
             checkpoint::run(&checkpoint::Settings { mirror, ..checkpoint::Settings::new(dir) })
         }
-        Which::Sagas => sagas::run(&sagas::Settings { mirror, ..sagas::Settings::new(dir) }),
+        Which::Sagas => {
+            let mut report =
+                sagas::run(&sagas::Settings { mirror: mirror.clone(), ..sagas::Settings::new(dir) })?;
+            report.rows.extend(served::run(&served::Settings { mirror, ..served::Settings::new(dir) })?);
+            Ok(report)
+        }
         Which::Recovery => recovery::run(&recovery::Settings { mirror, ..recovery::Settings::new(dir) }),
     }
 }

@@ -1,5 +1,6 @@
 //! Declared sagas over HTTP: their definitions, the calls they make, and the server.
 
+pub mod bench;
 mod call;
 pub mod catalog;
 pub mod client;

@@ -242,6 +242,11 @@ impl Running {
         self.address
     }
 
+    /// Durable commits of its store.
+    pub(crate) fn commits(&self) -> u64 {
+        self.server.runtime.commits()
+    }
+
     /// An orderly end: no new request is taken, those in flight are answered, the store is
     /// checkpointed. True when all that was possible in time; nothing is lost otherwise either.
     pub async fn stop(self) -> bool {
