@@ -6,6 +6,7 @@
 use clap::{Args, ValueEnum};
 use rallypoint_host::bench::report::Report;
 use rallypoint_host::bench::{checkpoint, journal, messages, recovery, sagas};
+use rallypoint_server::bench as served;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +21,7 @@ enum Which {
     Checkpoint,
     /// Replay of a log, and the silence of a killed worker's partitions.
     Recovery,
-    /// Sagas of three steps that do nothing: latency, rate, disk, memory, restart.
+    /// Sagas of three steps that do nothing: latency, rate, disk, memory, restart; and served ones.
     Sagas,
 }
 
@@ -38,11 +39,19 @@ pub(crate) struct Arguments {
     /// Print one JSON object instead of the table.
     #[arg(long)]
     json: bool,
+    /// The process that another one kills: a store with so many ended sagas, in --dir itself.
+    #[arg(long, hide = true, value_name = "SAGAS")]
+    hold: Option<u64>,
 }
 
 /// Measures and prints. Gives the exit code: 0 when it was measured, whatever the figures say; 2
 /// when it could not be.
 pub(crate) fn run(arguments: &Arguments) -> u8 {
+    if let Some(ended) = arguments.hold {
+        let Err(error) = sagas::hold(&arguments.dir, arguments.mirror.as_deref(), ended);
+        eprintln!("rallypoint bench: {error}");
+        return 2;
+    }
     match measure(arguments.which, &arguments.dir, arguments.mirror.clone()) {
         Ok(report) if arguments.json => {
             println!("{}", report.json());
@@ -66,7 +75,12 @@ fn measure(which: Which, dir: &Path, mirror: Option<PathBuf>) -> io::Result<Repo
         Which::Checkpoint => {
             checkpoint::run(&checkpoint::Settings { mirror, ..checkpoint::Settings::new(dir) })
         }
-        Which::Sagas => sagas::run(&sagas::Settings { mirror, ..sagas::Settings::new(dir) }),
+        Which::Sagas => {
+            let mut report =
+                sagas::run(&sagas::Settings { mirror: mirror.clone(), ..sagas::Settings::new(dir) })?;
+            report.rows.extend(served::run(&served::Settings { mirror, ..served::Settings::new(dir) })?);
+            Ok(report)
+        }
         Which::Recovery => recovery::run(&recovery::Settings { mirror, ..recovery::Settings::new(dir) }),
     }
 }

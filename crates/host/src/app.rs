@@ -468,6 +468,14 @@ impl Runtime {
         homes.map(|home| home.inline_drives.load(std::sync::atomic::Ordering::Relaxed)).sum()
     }
 
+    /// Durable commits of all journals since the store was made; each was one synced write per copy.
+    #[must_use]
+    pub fn commits(&self) -> u64 {
+        let mut commits = 0;
+        self.each_store(&mut |durable, _| commits += durable);
+        commits
+    }
+
     /// Visits every journal: number of its last durable commit, and bytes of journal in use.
     pub(crate) fn each_store(&self, visit: &mut dyn FnMut(u64, u64)) {
         for home in self.node.homes() {

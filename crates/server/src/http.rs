@@ -119,13 +119,17 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
     // Nothing in a description can fail to be written.
     let description = api.to_json().unwrap_or_default();
     let describe = move || async move { ([(header::CONTENT_TYPE, "application/json")], description) };
-    router
+    let router = router
         .route("/openapi.json", get(describe))
         .fallback(nothing_here)
         .method_not_allowed_fallback(other_method)
-        .layer(DefaultBodyLimit::max(BODY_BYTES))
-        .layer(middleware::from_fn_with_state(Arc::clone(&server), admit))
-        .with_state(server)
+        .layer(DefaultBodyLimit::max(BODY_BYTES));
+    // Who needs no token is not stopped to look for one.
+    let router = match &server.token {
+        Some(_) => router.layer(middleware::from_fn_with_state(Arc::clone(&server), admit)),
+        None => router,
+    };
+    router.with_state(server)
 }
 
 async fn nothing_here(uri: Uri) -> Problem {

@@ -1,5 +1,6 @@
 //! Declared sagas over HTTP: their definitions, the calls they make, and the server.
 
+pub mod bench;
 mod call;
 pub mod catalog;
 pub mod client;
@@ -7,6 +8,7 @@ mod declared;
 mod definition;
 pub mod finding;
 mod http;
+mod listen;
 pub mod look;
 pub mod moment;
 pub mod serve;

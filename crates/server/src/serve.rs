@@ -8,6 +8,7 @@ use crate::catalog::{self, Catalog, PutError};
 use crate::declared;
 use crate::http::auth::{Token, TokenError};
 use crate::http::{Server, router};
+use crate::listen;
 use rallypoint::{App, RootError, Runtime, UnitNotice};
 use rallypoint_engine::command::Notice;
 use std::io;
@@ -21,8 +22,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// How long requests in flight may take at the end.
-const DRAIN: Duration = Duration::from_secs(20);
+/// Connections at once: each takes a file descriptor, and the store needs some too.
+const CONNECTIONS: usize = 8_000;
 /// How long the last checkpoint may take.
 const CLOSE: Duration = Duration::from_secs(20);
 
@@ -45,6 +46,8 @@ pub struct ServeOptions {
     pub segment_len: Option<u64>,
     /// Delete sagas this long after they ended; `None` = never.
     pub retention: Option<Duration>,
+    /// How long requests in flight may take at the end.
+    pub drain: Duration,
     /// Told what a person should see: alarms, and the notices of the store.
     pub tell: fn(&str),
 }
@@ -62,6 +65,7 @@ impl ServeOptions {
             allow_unsuitable_file_system: false,
             segment_len: None,
             retention: None,
+            drain: Duration::from_secs(20),
             tell: |_| {},
         }
     }
@@ -119,7 +123,8 @@ pub enum ServeError {
 pub struct Running {
     address: SocketAddr,
     draining: watch::Sender<bool>,
-    serving: JoinHandle<io::Result<()>>,
+    /// Gives whether everybody was answered.
+    serving: JoinHandle<bool>,
     watching: JoinHandle<()>,
     server: Arc<Server>,
 }
@@ -204,13 +209,9 @@ pub async fn start(options: ServeOptions) -> Result<Running, ServeError> {
         streams: AtomicUsize::new(0),
     });
     let watching = tokio::spawn(watch_notices(Arc::clone(&server), options.tell));
-    let ended = async move {
-        let mut drained = drained;
-        // A sender that is gone is an end too.
-        let _ = drained.wait_for(|draining| *draining).await;
-    };
-    let serving = axum::serve(listener, router(Arc::clone(&server))).with_graceful_shutdown(ended);
-    let serving = tokio::spawn(serving.into_future());
+    let router = router(Arc::clone(&server));
+    let serving =
+        tokio::spawn(listen::serve(listener, router, drained, CONNECTIONS, options.drain, options.tell));
     Ok(Running { address, draining, serving, watching, server })
 }
 
@@ -247,15 +248,17 @@ impl Running {
         self.address
     }
 
+    /// Durable commits of its store.
+    pub(crate) fn commits(&self) -> u64 {
+        self.server.runtime.commits()
+    }
+
     /// An orderly end: no new request is taken, those in flight are answered, the store is
     /// checkpointed. True when all that was possible in time; nothing is lost otherwise either.
     pub async fn stop(self) -> bool {
-        let Self { draining, mut serving, watching, server, .. } = self;
+        let Self { draining, serving, watching, server, .. } = self;
         draining.send_replace(true);
-        let answered = tokio::time::timeout(DRAIN, &mut serving).await.is_ok();
-        if !answered {
-            serving.abort();
-        }
+        let answered = serving.await.unwrap_or(false);
         // It ends by itself once the server drains.
         let _ = watching.await;
         let runtime = Arc::clone(&server.runtime);
@@ -263,11 +266,6 @@ impl Running {
         let close = move || Arc::into_inner(runtime).is_some_and(|runtime| runtime.close(CLOSE));
         let closed = tokio::task::spawn_blocking(close).await;
         answered && closed.unwrap_or(false)
-    }
-
-    /// Waits until the server ends by itself: the listening socket failed.
-    async fn broken(&mut self) {
-        let _ = (&mut self.serving).await;
     }
 }
 
@@ -283,12 +281,11 @@ pub fn serve(options: ServeOptions, ready: impl FnOnce(SocketAddr)) -> Result<bo
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Process)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Process)?;
-        let mut running = start(options).await?;
+        let running = start(options).await?;
         ready(running.address());
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
-            () = running.broken() => {}
         }
         Ok(running.stop().await)
     })

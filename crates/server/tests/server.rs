@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// One request that the participant got.
 #[derive(Clone, Debug)]
@@ -726,6 +727,42 @@ async fn outputs_are_json_or_text_up_to_a_mebibyte_and_show_no_secret() {
     assert_eq!(api.post("/v1/sagas/more/cancel", Value::Null).await.0, 200);
     api.until("more", |saga| saga["status"] == "compensated").await;
     api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_never_finishes_does_not_keep_the_server_from_ending() {
+    let dir = tempfile::tempdir().unwrap();
+    let api = Api::open(ServeOptions { drain: Duration::from_millis(50), ..options(dir.path()) }).await;
+    let address = api.url.strip_prefix("http://").unwrap();
+    let mut half = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request =
+        "POST /v1/sagas/none HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n";
+    half.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    half.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 100", "the body is being waited for");
+    assert!(!api.stop().await, "somebody was not answered");
+    // It was cut off, and its connection holds nothing: the store is closed and can be opened again.
+    let api = Api::open(options(dir.path())).await;
+    assert!(api.stop().await);
+    drop(half);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_is_in_order_whatever_connections_are_open() {
+    let dir = tempfile::tempdir().unwrap();
+    for _ in 0..20 {
+        let api = Api::open(options(dir.path())).await;
+        let address = api.url.strip_prefix("http://").unwrap().to_owned();
+        // Connections that said nothing yet, and such that are kept for another request.
+        let mut open = Vec::new();
+        for _ in 0..8 {
+            open.push(tokio::net::TcpStream::connect(&address).await.unwrap());
+        }
+        let asked = (0..8).map(|_| api.get("/livez"));
+        assert!(futures_util::future::join_all(asked).await.iter().all(|(status, _)| *status == 200));
+        assert!(api.stop().await, "nobody was waited for, and the store was closed");
+    }
 }
 
 #[test]
