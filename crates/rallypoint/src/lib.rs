@@ -90,7 +90,14 @@ pub mod worker {
     pub use rallypoint_host::worker::{is_worker, run};
 }
 
+#[cfg(feature = "test")]
+mod storm;
+
 /// The simulator: the real engine and store under virtual time, network and disks, from a seed.
+///
+/// With the feature `test` also `test::saga`, the storm test of a saga.
 pub mod test {
+    #[cfg(feature = "test")]
+    pub use crate::storm::{Line, SagaStorm, StormEnd, StormFailure, StormReport, StormRule, saga};
     pub use rallypoint_sim::*;
 }
