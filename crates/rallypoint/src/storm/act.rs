@@ -431,3 +431,35 @@ fn info(work: &AttemptWork) -> StepInfo {
         traceparent: format!("00-{:032x}-{:016x}-01", 1, work.attempt),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! A journal that does not say what happened is found by the next crash.
+
+    use super::super::NAME;
+    use super::super::case::{Case, Crash};
+    use super::*;
+    use rallypoint_saga::function::Saga;
+    use rallypoint_saga::registry::Registry;
+    use rallypoint_saga::step::SagaError;
+
+    async fn waits(s: Saga<()>, _: ()) -> Result<(), SagaError> {
+        s.sleep(Duration::from_secs(60)).await
+    }
+
+    async fn crashed(change: impl Fn(&mut super::super::world::Log)) -> Verdict {
+        let registry = Registry::new(()).saga(NAME, 1, waits);
+        let case = Case { crashes: vec![Crash { after: 1, acted: false }], ..Case::default() };
+        let mut world = World::new(&registry, &case, 1, &[], 100);
+        world.start(ID, NAME, &Blob::default(), None)?;
+        change(&mut world.sagas.get_mut(ID).unwrap().log);
+        world.crash().await.map(drop)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_journal_that_reads_differently_is_found() {
+        assert_eq!(crashed(|_| {}).await, Ok(()));
+        let broken = crashed(|log| log[0].0.0 += 1).await.unwrap_err();
+        assert_eq!(broken.rule, StormRule::Journal);
+    }
+}

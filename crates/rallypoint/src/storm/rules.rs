@@ -272,3 +272,138 @@ impl Of {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! Each rule about what the machine does is shown to fail: the books are told something else than
+    //! the machine was, or are asked about another undo than the machine asked for.
+
+    use super::super::ID;
+    use super::*;
+    use rallypoint_base::random::Random;
+    use rallypoint_base::time::Time;
+    use rallypoint_saga::event::{End, Start, Turn};
+    use rallypoint_saga::op::{Failure, NewOp, Policy};
+
+    struct Case {
+        books: Books,
+        machine: Machine,
+        length: usize,
+    }
+
+    fn policy(pivot: bool, attempts: u32) -> Policy {
+        Policy { pivot, attempts, ..Policy::default() }
+    }
+
+    fn asks(number: OpNumber, policy: Policy) -> NewOp {
+        let value = Blob::of(&number).unwrap();
+        NewOp { number, name: format!("step {number}"), what: What::Step { value, policy: Some(policy) } }
+    }
+
+    fn failed(kind: FailureKind, may_have_acted: bool) -> Attempt {
+        Attempt::Failed { failure: Failure::new(kind, "no"), may_have_acted, retry_after: None }
+    }
+
+    impl Case {
+        /// A saga that has asked for these.
+        fn of(ops: Vec<NewOp>) -> Self {
+            let mut this = Self { books: Books::default(), machine: Machine::default(), length: 0 };
+            let turn = Some(Turn { ops, ..Turn::default() });
+            this.event(Event::Start(Box::new(Start { turn, ..Start::default() }))).unwrap();
+            this
+        }
+
+        fn event(&mut self, event: Event) -> Verdict {
+            self.both(event.clone(), &event)
+        }
+
+        /// The machine is told one thing, the books another.
+        fn both(&mut self, event: Event, for_books: &Event) -> Verdict {
+            let random = &mut Random::new(1);
+            self.machine.handle(Time(1), random, event, &mut Vec::new()).unwrap();
+            self.length += 1;
+            self.books.record(ID, self.length, for_books, &self.machine)
+        }
+
+        fn attempted(op: OpNumber, attempt: Attempt, turn: Option<Turn>) -> Event {
+            let direction = Direction::Run;
+            Event::Attempted { op, generation: 0, direction, earlier: false, attempt, turn }
+        }
+
+        fn undo(&self, op: OpNumber) -> Verdict {
+            self.books.undo_begins(ID, op, &self.machine)
+        }
+    }
+
+    /// The function is told of `op`, and asks for these or fails.
+    fn turn(index: u32, op: OpNumber, ops: Vec<NewOp>) -> Option<Turn> {
+        let failure = Failure::new(FailureKind::Business, "no");
+        let end = ops.is_empty().then_some(End::Failed(failure));
+        Some(Turn { index, fed: vec![op], ops, end, ..Turn::default() })
+    }
+
+    fn done() -> Attempt {
+        Attempt::Done(Blob::default())
+    }
+
+    /// Step 0 acted, then step 1 ended so, and the function failed.
+    fn after(policy: Policy, attempt: Attempt) -> Case {
+        let mut case = Case::of(vec![asks(0, Policy::default())]);
+        case.event(Case::attempted(0, done(), turn(1, 0, vec![asks(1, policy)]))).unwrap();
+        case.event(Case::attempted(1, attempt, None)).unwrap();
+        case.event(Event::Driven(turn(2, 1, Vec::new()).unwrap())).unwrap();
+        case
+    }
+
+    fn rule(verdict: Verdict) -> Option<StormRule> {
+        verdict.err().map(|broken| broken.rule)
+    }
+
+    #[test]
+    fn an_undo_out_of_order_is_found() {
+        let case = after(Policy::default(), done());
+        assert_eq!(rule(case.undo(1)), None);
+        assert_eq!(rule(case.undo(0)), Some(StormRule::Order));
+        let case = after(policy(false, 1), failed(FailureKind::TimedOut, true));
+        assert_eq!(rule(case.undo(1)), None);
+        let broken = case.undo(0).unwrap_err();
+        assert!(broken.rule == StormRule::Order && broken.why.contains("unknown"), "{broken:?}");
+    }
+
+    #[test]
+    fn an_undo_beside_an_attempt_is_found() {
+        let mut case = Case::of(vec![asks(0, Policy::default()), asks(1, Policy::default())]);
+        case.books.begins(ID, 1, "key 1", Direction::Run, &case.machine).unwrap();
+        case.event(Case::attempted(0, done(), turn(1, 0, Vec::new()))).unwrap();
+        assert_eq!(rule(case.undo(0)), Some(StormRule::Order));
+        case.event(Case::attempted(1, failed(FailureKind::Business, false), None)).unwrap();
+        assert_eq!(rule(case.undo(0)), None);
+    }
+
+    #[test]
+    fn an_undo_after_a_pivot_is_found() {
+        let case = after(policy(true, 5), done());
+        assert_eq!(rule(case.undo(0)), Some(StormRule::Pivot));
+    }
+
+    #[test]
+    fn what_is_left_when_it_is_compensated_is_found() {
+        let mut case = Case::of(vec![asks(0, Policy::default())]);
+        let refused = Case::attempted(0, failed(FailureKind::Business, false), turn(1, 0, Vec::new()));
+        assert_eq!(rule(case.both(refused.clone(), &refused)), None);
+        assert_eq!(case.machine.status(), Status::Compensated);
+        let mut case = Case::of(vec![asks(0, Policy::default())]);
+        let acted = Case::attempted(0, done(), None);
+        assert_eq!(rule(case.both(refused, &acted)), Some(StormRule::Undone));
+    }
+
+    #[test]
+    fn a_key_of_two_causes_is_found() {
+        let mut case = Case::of(vec![asks(0, Policy::default()), asks(1, Policy::default())]);
+        let mut begins = |op, key, direction| case.books.begins(ID, op, key, direction, &case.machine);
+        assert_eq!(rule(begins(0, "a", Direction::Run)), None);
+        assert_eq!(rule(begins(0, "a", Direction::Run)), None);
+        assert_eq!(rule(begins(0, "a", Direction::Undo)), Some(StormRule::Key));
+        assert_eq!(rule(begins(1, "a", Direction::Run)), Some(StormRule::Key));
+    }
+}
