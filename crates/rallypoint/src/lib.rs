@@ -2,7 +2,8 @@
 //!
 //! What is here today: durable actors in your own process ([`App::open`]) or in worker processes
 //! that survive `kill -9` ([`App::supervise`]), on a mirrored, self-checking store; the simulator
-//! that proves them, for your own actors, as [`mod@test`]; and [`Recoverable`] for state in memory.
+//! that proves them, for your own actors, as [`mod@test`]; sagas that undo what they did, with a
+//! storm test for yours; and [`Recoverable`] for state in memory.
 //!
 //! ```
 //! use rallypoint::{Actor, App, Cx};
@@ -98,6 +99,6 @@ mod storm;
 /// With the feature `test` also `test::saga`, the storm test of a saga.
 pub mod test {
     #[cfg(feature = "test")]
-    pub use crate::storm::{Line, SagaStorm, StormEnd, StormFailure, StormReport, StormRule, saga};
+    pub use crate::storm::{SagaStorm, StormEnd, StormFailure, StormLine, StormReport, StormRule, saga};
     pub use rallypoint_sim::*;
 }

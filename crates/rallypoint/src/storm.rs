@@ -22,7 +22,7 @@ mod rules;
 mod timeline;
 mod world;
 
-pub use report::{Line, StormEnd, StormFailure, StormReport, StormRule};
+pub use report::{StormEnd, StormFailure, StormLine, StormReport, StormRule};
 
 use rallypoint_saga::function::Saga;
 use rallypoint_saga::registry::Registry;
@@ -252,7 +252,7 @@ impl<C: Send + Sync + 'static, B: PartialEq + Debug + Send + 'static> SagaStorm<
     ///
     /// # Errors
     /// [`StormFailure`].
-    pub fn try_storm(self) -> Result<StormReport, Box<StormFailure>> {
+    pub fn try_storm(self) -> Result<StormReport, StormFailure> {
         let Self { setup, seeds } = self;
         let storm = || course::Course::new(&setup, seeds.start).run(seeds.clone());
         if tokio::runtime::Handle::try_current().is_err() {

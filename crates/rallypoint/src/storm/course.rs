@@ -50,7 +50,7 @@ impl<'a, C: Send + Sync + 'static, B: PartialEq + std::fmt::Debug> Course<'a, C,
     }
 
     /// All of it.
-    pub(super) fn run(mut self, seeds: std::ops::Range<u64>) -> Result<StormReport, Box<StormFailure>> {
+    pub(super) fn run(mut self, seeds: std::ops::Range<u64>) -> Result<StormReport, StormFailure> {
         let calm = Case::default();
         let (records, sight) = self.case(&calm)?;
         self.limit = RECORDS + 20 * records;
@@ -79,7 +79,7 @@ impl<'a, C: Send + Sync + 'static, B: PartialEq + std::fmt::Debug> Course<'a, C,
     }
 
     /// Leaves out of a mixture whatever is not needed to break the same rule.
-    fn smallest(&mut self, mut case: Case, mut failure: Box<StormFailure>) -> Box<StormFailure> {
+    fn smallest(&mut self, mut case: Case, mut failure: StormFailure) -> StormFailure {
         let number = failure.number;
         while let Some((smaller, fails)) = case.smaller().into_iter().find_map(|smaller| {
             let fails = self.case(&smaller).err().filter(|fails| fails.rule == failure.rule)?;
@@ -91,13 +91,13 @@ impl<'a, C: Send + Sync + 'static, B: PartialEq + std::fmt::Debug> Course<'a, C,
         failure
     }
 
-    fn base(&mut self, case: Case) -> Result<(Base, Sight), Box<StormFailure>> {
+    fn base(&mut self, case: Case) -> Result<(Base, Sight), StormFailure> {
         let (records, sight) = self.case(&case)?;
         Ok((Base { case, records, calm: sight.calm.unwrap_or(records) }, sight))
     }
 
     /// Signals that come early or never; a function that is built anew each time.
-    fn others(&mut self, sight: &Sight, bases: &mut Vec<Base>) -> Result<(), Box<StormFailure>> {
+    fn others(&mut self, sight: &Sight, bases: &mut Vec<Base>) -> Result<(), StormFailure> {
         let mut cases = vec![Case { forgetful: true, ..Case::default() }];
         if !self.setup.signals.is_empty() {
             cases.push(Case { signals: Signals::Early, ..Case::default() });
@@ -118,7 +118,7 @@ impl<'a, C: Send + Sync + 'static, B: PartialEq + std::fmt::Debug> Course<'a, C,
         steps: &mut Vec<Seen>,
         undos: &mut Undos,
         bases: &mut Vec<Base>,
-    ) -> Result<(), Box<StormFailure>> {
+    ) -> Result<(), StormFailure> {
         let mut open: Vec<(Case, Seen)> = first.into_iter().map(|seen| (Case::default(), seen)).collect();
         while !open.is_empty() {
             for (on, seen) in std::mem::take(&mut open) {
@@ -147,7 +147,7 @@ impl<'a, C: Send + Sync + 'static, B: PartialEq + std::fmt::Debug> Course<'a, C,
     }
 
     /// A person cancels after each record. Before the first thing goes wrong it is the calm case.
-    fn cancellations(&mut self, bases: &[Base]) -> Result<(), Box<StormFailure>> {
+    fn cancellations(&mut self, bases: &[Base]) -> Result<(), StormFailure> {
         let cases = bases
             .iter()
             .flat_map(|base| (base.calm.max(1)..=base.records).map(|after| base.case.with_cancel(after)));
@@ -160,7 +160,7 @@ impl<'a, C: Send + Sync + 'static, B: PartialEq + std::fmt::Debug> Course<'a, C,
     }
 
     /// A crash after each record, and another one in the middle of the recovery.
-    fn crashes(&mut self, bases: &[Base]) -> Result<(), Box<StormFailure>> {
+    fn crashes(&mut self, bases: &[Base]) -> Result<(), StormFailure> {
         let mut cases = Vec::new();
         for base in bases {
             for after in base.calm.max(1)..=base.records {
@@ -183,11 +183,11 @@ impl<'a, C: Send + Sync + 'static, B: PartialEq + std::fmt::Debug> Course<'a, C,
 
     // ---------------------------------------------------------------- one case
 
-    fn case(&mut self, case: &Case) -> Result<(u64, Sight), Box<StormFailure>> {
+    fn case(&mut self, case: &Case) -> Result<(u64, Sight), StormFailure> {
         let (seed, limit, number) = (self.seed, self.limit, self.report.cases + 1);
         let failed = |rule, why| {
             let words = case.words();
-            Box::new(StormFailure { seed, rule, why, case: words, number, timeline: Vec::new() })
+            StormFailure { seed, rule, why, case: words, number, timeline: Vec::new() }
         };
         let registry = match self.setup.registry() {
             Ok(registry) => registry,

@@ -174,7 +174,7 @@ impl fmt::Display for StormReport {
 
 /// One line of a timeline.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Line {
+pub struct StormLine {
     /// From 1.
     pub number: u64,
     /// Virtual time since the saga began.
@@ -183,7 +183,7 @@ pub struct Line {
     pub text: String,
 }
 
-impl fmt::Display for Line {
+impl fmt::Display for StormLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (seconds, millis) = (self.millis / 1_000, self.millis % 1_000);
         write!(f, "{:>5}  {seconds:>6}.{millis:03} s  {}", self.number, self.text)
@@ -205,7 +205,7 @@ pub struct StormFailure {
     /// Which case of the storm it was, from 1.
     pub number: u64,
     /// What happened.
-    pub timeline: Vec<Line>,
+    pub timeline: Vec<StormLine>,
 }
 
 impl fmt::Display for StormFailure {

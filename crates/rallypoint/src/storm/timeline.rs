@@ -3,7 +3,7 @@
 //! Decides nothing. Words are made only when somebody reads them: nearly every run passes unread.
 
 use super::case::{Deed, place};
-use super::report::Line;
+use super::report::StormLine;
 use rallypoint_base::time::Time;
 use rallypoint_saga::event::{Attempt, Direction, End, Event, TimerKey, Turn};
 use rallypoint_saga::machine::Machine;
@@ -42,7 +42,7 @@ impl Timeline {
     }
 
     /// The lines that people read; `names` knows what the operations are called.
-    pub(super) fn lines(&self, began: Time, machines: &BTreeMap<String, Machine>) -> Vec<Line> {
+    pub(super) fn lines(&self, began: Time, machines: &BTreeMap<String, Machine>) -> Vec<StormLine> {
         let mut lines = Vec::new();
         for (index, (at, entry)) in self.0.iter().enumerate() {
             let hidden = index >= SHOWN && index + SHOWN < self.0.len();
@@ -54,7 +54,7 @@ impl Timeline {
                 false => words(entry, machines),
             };
             let millis = u64::try_from(at.since(began).as_millis()).unwrap_or(u64::MAX);
-            lines.push(Line { number: index as u64 + 1, millis, text });
+            lines.push(StormLine { number: index as u64 + 1, millis, text });
         }
         lines
     }

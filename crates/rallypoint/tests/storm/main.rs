@@ -11,7 +11,7 @@ use shop::Shop;
 /// The rule that is broken, as it must be.
 fn caught(storm: SagaStorm<Shop>, rule: StormRule) -> StormFailure {
     match storm.try_storm() {
-        Err(failure) if failure.rule == rule => *failure,
+        Err(failure) if failure.rule == rule => failure,
         Err(failure) => panic!("expected the rule {rule:?}, not\n{failure}"),
         Ok(report) => panic!("expected the rule {rule:?}, and it came through: {report}"),
     }

@@ -26,9 +26,8 @@ async fn everything(s: Saga<Shop>, _: u64) -> Result<bool, SagaError> {
     s.step(step("reserve")).await?;
     s.sleep(30 * DAY).await?;
     let told = s.run("look", || async { Ok::<_, StepError<String>>(4_u64) }).await?;
-    let approved = match s.signal::<bool>("manager").within(DAY).await {
-        Ok(approved) => approved,
-        Err(_) => return Err(SagaError::business("nobody approved")),
+    let Ok(approved) = s.signal::<bool>("manager").within(DAY).await else {
+        return Err(SagaError::business("nobody approved"));
     };
     let won = s.select(s.signal::<bool>("stop"), s.sleep(DAY)).await;
     let stopped = matches!(won, Either::First(Ok(true)));
