@@ -34,6 +34,7 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Name and id of the saga that is tested.
 const NAME: &str = "storm";
@@ -56,12 +57,17 @@ struct Setup<C, B> {
     parts: Option<Parts<C>>,
     books: Option<Books<C, B>>,
     holds: Vec<(String, Holds<C>)>,
+    deadline: Option<Duration>,
     long: bool,
 }
 
 impl<C: Send + Sync + 'static, B> Setup<C, B> {
     fn registry(&self) -> Result<Registry<C>, String> {
-        let registry = (self.make)();
+        let mut registry = (self.make)();
+        if let Some(deadline) = self.deadline {
+            // Of the saga registered last: the one that is tested.
+            registry = registry.deadline(deadline);
+        }
         match (&self.unwritten, registry.clash()) {
             (Some(why), _) => Err(why.clone()),
             (None, Some(clash)) => Err(clash.to_owned()),
@@ -153,6 +159,7 @@ where
         parts: None,
         books: None,
         holds: Vec::new(),
+        deadline: None,
         long: std::env::var("RALLYPOINT_LONG").is_ok_and(|long| long != "0"),
     };
     setup.input = setup.written("the input", &input);
@@ -192,9 +199,9 @@ impl<C: Send + Sync + 'static, B: PartialEq + Debug + Send + 'static> SagaStorm<
     ///     .storm();
     /// ```
     pub fn exactly_once<T>(self, books: impl Fn(&C) -> T + Send + Sync + 'static) -> SagaStorm<C, T> {
-        let Setup { make, input, unwritten, signals, parts, holds, long, .. } = self.setup;
+        let Setup { make, input, unwritten, signals, parts, holds, deadline, long, .. } = self.setup;
         let books: Option<Books<C, T>> = Some(Box::new(books));
-        let setup = Setup { make, input, unwritten, signals, parts, books, holds, long };
+        let setup = Setup { make, input, unwritten, signals, parts, books, holds, deadline, long };
         SagaStorm { setup, seeds: self.seeds }
     }
 
@@ -222,6 +229,13 @@ impl<C: Send + Sync + 'static, B: PartialEq + Debug + Send + 'static> SagaStorm<
     pub fn signal<T: Serialize>(mut self, name: &str, value: &T) -> Self {
         let value = self.setup.written("the value of a signal", value);
         self.setup.signals.push((name.to_owned(), value));
+        self
+    }
+
+    /// The saga is cancelled this long after its start, unless it is past its pivot: what
+    /// [`Registry::deadline`] says of one that is registered under its name.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.setup.deadline = Some(deadline);
         self
     }
 

@@ -92,3 +92,19 @@ fn an_undo_that_forgets_half_of_what_was_done_is_caught() {
     let failure = caught(ordered(Mutant::UndoForgetsTheFirstHalf), StormRule::AllOrNothing);
     assert!(case(&failure).starts_with("\"do\" (0)"), "{failure}");
 }
+
+#[test]
+fn what_needs_several_faults_at_once_is_caught_by_a_mixture_and_made_small() {
+    let enumerated = ordered(Mutant::LosesItsWay).seeds(0..0).try_storm();
+    assert!(enumerated.is_ok(), "{enumerated:?}");
+    let failure = caught(ordered(Mutant::LosesItsWay).seeds(0..500), StormRule::AllOrNothing);
+    assert!(failure.number > enumerated.unwrap().cases, "{failure}");
+    assert!(failure.why.contains("it ended compensated"), "{failure}");
+    assert!(failure.case.iter().any(|line| line.starts_with("the undo of \"do\"")), "{failure}");
+    // Nothing is left in it that it could do without.
+    assert!(failure.case.len() <= 4, "{failure}");
+    // The seed alone brings it back.
+    let seed = failure.seed;
+    let again = caught(ordered(Mutant::LosesItsWay).seeds(seed..seed + 1), StormRule::AllOrNothing);
+    assert_eq!((again.case, again.why), (failure.case, failure.why));
+}

@@ -129,6 +129,22 @@ fn a_saga_that_ends_compensated_with_nothing_wrong_comes_through() {
     assert_eq!(report.ends.keys().copied().collect::<Vec<_>>(), [Status::Compensated]);
 }
 
+#[test]
+fn a_deadline_that_passes_in_virtual_time_comes_through() {
+    async fn waits(s: Saga<Shop>, _: ()) -> Result<(), SagaError> {
+        s.step(step("reserve")).await?;
+        s.sleep(30 * DAY).await
+    }
+    let storm = parts(saga(sound, waits, ()), ["reserve"]).deadline(DAY);
+    let report = storm
+        .holds("it is the deadline, or what went wrong", |_, end| match end.error() {
+            Some(_) => Ok(()),
+            None => Err("it had thirty days".into()),
+        })
+        .storm();
+    assert_eq!(report.ends.keys().copied().collect::<Vec<_>>(), [Status::Compensated]);
+}
+
 // -------------------------------------------------------------------- what is caught
 
 #[test]

@@ -5,6 +5,7 @@ use rallypoint::test::{SagaStorm, saga};
 use rallypoint::{Registry, Saga, SagaError, Step, StepCx, StepError, StepOutcome, UndoError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub(crate) enum Mutant {
     UndoSwallowsErrors,
     /// Its undo gives back again with each repetition.
     UndoesOnRepetition,
+    /// It loses its way after six repetitions of undos, and acts again.
+    LosesItsWay,
     /// It is done in two halves, each idempotent; the undo of an unknown outcome knows only the second.
     UndoForgetsTheFirstHalf,
 }
@@ -51,6 +54,7 @@ pub(crate) struct Participant {
 pub(crate) struct Shop {
     pub(crate) mutant: Mutant,
     pub(crate) participants: Mutex<BTreeMap<String, Participant>>,
+    repetitions: AtomicU64,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -59,7 +63,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shop {
     pub(crate) fn new(mutant: Mutant) -> Self {
-        Self { mutant, participants: Mutex::default() }
+        Self { mutant, participants: Mutex::default(), repetitions: AtomicU64::new(0) }
     }
 
     pub(crate) fn count(&self, name: &str) -> i64 {
@@ -101,6 +105,11 @@ impl Shop {
         match this.keys.insert(key_of.to_owned(), Known::Undone) {
             Some(Known::Done) => this.count -= 1,
             Some(Known::Undone) if self.mutant == Mutant::UndoesOnRepetition => this.count -= 1,
+            Some(Known::Undone) if self.mutant == Mutant::LosesItsWay => {
+                if self.repetitions.fetch_add(1, Ordering::SeqCst) >= 6 {
+                    this.count = 1;
+                }
+            }
             None if self.mutant == Mutant::UndoNeedsTheStep => {
                 this.keys.remove(key_of);
                 return Err(UndoError::fatal("there is nothing under this key"));
