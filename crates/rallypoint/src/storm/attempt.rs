@@ -10,7 +10,7 @@ use rallypoint_saga::event::Attempt;
 use rallypoint_saga::function::{BoxFuture, panic_text};
 use rallypoint_saga::op::{Failure, FailureKind};
 use rallypoint_saga::value::Blob;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -29,12 +29,12 @@ pub(super) struct Facts {
 pub(super) fn executions(deed: Deed) -> usize {
     match deed {
         Deed::Refused | Deed::Fails | Deed::Misconfigured | Deed::Silent => 0,
-        Deed::Twice => 2,
+        Deed::Twice | Deed::AtOnce => 2,
         Deed::Acts | Deed::Lost | Deed::Panics | Deed::Fatal | Deed::CutOff(_) => 1,
     }
 }
 
-/// Executes the bodies one after the other.
+/// Executes the bodies, one after the other or side by side.
 pub(super) fn execute(
     bodies: Vec<BoxFuture<Attempt>>,
     deed: Deed,
@@ -45,16 +45,41 @@ pub(super) fn execute(
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
+        let limit = if let Deed::CutOff(polls) = deed { polls } else { u32::MAX };
+        let execution = |body| Box::pin(once(Guarded { body, polls: 0, limit }, timeout));
         let mut facts = Facts::default();
-        for body in bodies {
-            let limit = if let Deed::CutOff(polls) = deed { polls } else { u32::MAX };
-            let mut body = Guarded { body, polls: 0, limit };
-            let answer = tokio::time::timeout(timeout, &mut body).await.unwrap_or_default();
-            facts.polls = facts.polls.max(body.polls);
-            facts.answers.push(answer);
+        if deed != Deed::AtOnce {
+            for body in bodies {
+                facts.add(execution(body).await);
+            }
+            return facts;
         }
+        let mut open: Vec<_> = bodies.into_iter().map(execution).collect();
+        poll_fn(|cx| {
+            open.retain_mut(|execution| match execution.as_mut().poll(cx) {
+                Poll::Ready(ended) => {
+                    facts.add(ended);
+                    false
+                }
+                Poll::Pending => true,
+            });
+            if open.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
         facts
     })
+}
+
+async fn once(mut body: Guarded, timeout: Duration) -> (Option<Attempt>, u32) {
+    let answer = tokio::time::timeout(timeout, &mut body).await.unwrap_or_default();
+    (answer, body.polls)
+}
+
+impl Facts {
+    fn add(&mut self, (answer, polls): (Option<Attempt>, u32)) {
+        self.answers.push(answer);
+        self.polls = self.polls.max(polls);
+    }
 }
 
 /// A body whose panic is a failed attempt, and which may be broken off.
@@ -95,7 +120,7 @@ fn timed_out(timeout: Duration) -> Attempt {
 pub(super) fn answer(deed: Deed, facts: &Facts, timeout: Duration) -> (Attempt, bool) {
     const BY: &str = "by the storm";
     match deed {
-        Deed::Acts | Deed::Twice => match facts.answers.last() {
+        Deed::Acts | Deed::Twice | Deed::AtOnce => match facts.answers.last() {
             Some(Some(attempt)) => (attempt.clone(), false),
             // The time of the attempt is over already.
             _ => (timed_out(timeout), false),

@@ -51,6 +51,8 @@ pub(super) enum Deed {
     Fatal,
     /// It acts, and acts again under the same key.
     Twice,
+    /// It acts under the same key twice, side by side: tried again while the first is under way.
+    AtOnce,
     /// It breaks off where it awaits for the n-th time; no answer comes in time.
     CutOff(u32),
 }
@@ -72,6 +74,7 @@ impl Deed {
             Self::Panics => "acts and then panics".into(),
             Self::Fatal => "acts and then reports a bug".into(),
             Self::Twice => "is executed twice under one key".into(),
+            Self::AtOnce => "is executed twice at once under one key".into(),
             Self::CutOff(1) => "breaks off where it first awaits".into(),
             Self::CutOff(polls) => format!("breaks off where it awaits for the {polls}. time"),
         }
@@ -271,7 +274,7 @@ impl Case {
             Self { late, .. } if !late.is_empty() => "late original",
             Self { faults, .. } => match faults.last() {
                 Some(fault) if fault.direction == Direction::Undo => "undo fails",
-                Some(fault) if fault.deed == Deed::Twice => "executed twice",
+                Some(fault) if matches!(fault.deed, Deed::Twice | Deed::AtOnce) => "executed twice",
                 Some(_) => "step fails",
                 None if self.signals != Signals::WhenAwaited => "signal",
                 None if self.forgetful => "built anew",
@@ -313,6 +316,7 @@ pub(super) fn of_step(base: &Case, seen: &Seen) -> Vec<Case> {
         run(Deed::Silent, 1),
         run(Deed::Silent, ALWAYS),
         run(Deed::Twice, 1),
+        run(Deed::AtOnce, 1),
         run(Deed::Panics, 1),
         run(Deed::Misconfigured, 1),
         run(Deed::Fatal, 1),
@@ -338,6 +342,7 @@ pub(super) fn of_undo(base: &Case, target: &Target, polls: u32) -> Vec<Case> {
         undo(Deed::Lost, 1),
         undo(Deed::Silent, 1),
         undo(Deed::Twice, 1),
+        undo(Deed::AtOnce, 1),
         undo(Deed::Panics, 1),
         undo(Deed::Fails, ALWAYS),
         undo(Deed::Lost, 1).with_late(target, Arrival::AfterUndo),

@@ -333,7 +333,7 @@ fn mixture(seed: u64, steps: &[Seen], undone: &[Target], records: u64) -> Case {
     }
     for target in undone {
         if random.chance(1, 3) {
-            let deeds = [Deed::Fails, Deed::Lost, Deed::Silent, Deed::Twice, Deed::Panics];
+            let deeds = [Deed::Fails, Deed::Lost, Deed::Silent, Deed::Twice, Deed::AtOnce, Deed::Panics];
             let deed = *random.pick(&deeds).unwrap_or(&Deed::Fails);
             let times = [1, 2, 3, ALWAYS][random.below(4) as usize];
             let times = if executions(deed) == 1 || deed == Deed::Fails { times } else { times.min(3) };

@@ -44,6 +44,12 @@ fn one_that_acts_on_a_repetition_is_caught_by_its_books() {
 }
 
 #[test]
+fn one_that_looks_before_it_acts_is_caught() {
+    let failure = caught(ordered(Mutant::LooksBeforeItActs), StormRule::AllOrNothing);
+    assert_eq!(case(&failure), "\"do\" (0) is executed twice at once under one key at first");
+}
+
+#[test]
 fn one_that_refuses_a_repetition_is_caught() {
     let failure = caught(ordered(Mutant::RefusesRepetition), StormRule::Repeatable);
     assert!(failure.why.ends_with("under the same key: this key was used"), "{failure}");

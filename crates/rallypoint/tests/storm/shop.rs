@@ -16,6 +16,8 @@ pub(crate) enum Mutant {
     None,
     /// It acts on each repetition.
     ActsOnRepetition,
+    /// It looks whether the key is new, and acts a moment later.
+    LooksBeforeItActs,
     /// It refuses a repetition.
     RefusesRepetition,
     /// It takes an original that comes after its undo.
@@ -119,6 +121,17 @@ impl Shop {
         Ok(())
     }
 
+    fn is_new(&self, name: &str, key: &str) -> bool {
+        lock(&self.participants).get(name).is_none_or(|participant| !participant.keys.contains_key(key))
+    }
+
+    /// Acts on what was seen before, whatever came since.
+    fn forget(&self, name: &str, key: &str) {
+        if let Some(participant) = lock(&self.participants).get_mut(name) {
+            participant.keys.remove(key);
+        }
+    }
+
     fn half(&self, name: &str, is_there: bool) {
         lock(&self.participants).entry(name.to_owned()).or_default().half = is_there;
     }
@@ -146,7 +159,11 @@ impl Step<Shop> for Do {
     async fn run(&self, cx: StepCx<'_, Shop>) -> Result<u64, StepError<String>> {
         // The way there takes its time; a crash may come in the middle of it.
         cx.app().half(&self.what, true);
+        let is_new = cx.app().is_new(&self.what, cx.key());
         tokio::time::sleep(Duration::from_millis(3)).await;
+        if cx.app().mutant == Mutant::LooksBeforeItActs && is_new {
+            cx.app().forget(&self.what, cx.key());
+        }
         cx.app().act(&self.what, cx.key())?;
         Ok(17)
     }
