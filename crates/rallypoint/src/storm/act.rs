@@ -15,7 +15,7 @@ use rallypoint_engine::saga::AttemptWork;
 use rallypoint_saga::event::{Attempt, Direction, End, Event, Parent, Start, Turn};
 use rallypoint_saga::function::{BoxFuture, Resolution, told};
 use rallypoint_saga::machine::Machine;
-use rallypoint_saga::op::{Failure, FailureKind, OpNumber, UndoState, What};
+use rallypoint_saga::op::{Failure, FailureKind, Op, OpNumber, OpState, UndoState, What};
 use rallypoint_saga::status::Status;
 use rallypoint_saga::step::StepInfo;
 use rallypoint_saga::value::Blob;
@@ -145,6 +145,10 @@ impl<C: Send + Sync + 'static> World<'_, C> {
             ..Flight::new(saga, op, direction, code)
         };
         self.flights.push(flight);
+        if !run && work.attempt == 1 {
+            // Behind it: the undo has begun when it arrives.
+            self.arrive_if(saga, op, Arrival::DuringUndo);
+        }
         Ok(())
     }
 
@@ -234,8 +238,17 @@ impl<C: Send + Sync + 'static> World<'_, C> {
         self.tell(&saga, Event::Attempted { op, generation, direction, earlier, attempt, turn }).map(drop)
     }
 
+    /// The original request of a step arrives now, if the case says so.
+    pub(super) fn arrive_if(&mut self, saga: &str, op: OpNumber, arrival: Arrival) {
+        let arrives =
+            |(target, when): &&(Target, Arrival)| *when == arrival && target.op == op && target.saga == saga;
+        if let Some((target, _)) = self.case.late.iter().find(arrives) {
+            self.arrive(target);
+        }
+    }
+
     /// The original request of a step arrives, however late.
-    pub(super) fn arrive(&mut self, target: &Target) {
+    fn arrive(&mut self, target: &Target) {
         let Some(machine) = self.machine(&target.saga) else { return };
         let Some(found) = machine.op(target.op) else { return };
         let timeout = found.policy().timeout;
@@ -307,7 +320,7 @@ impl<C: Send + Sync + 'static> World<'_, C> {
             }
             self.sight.helped += 1;
             self.healed = true;
-            let undo_failed = instance_undo_failed(&self.sagas[&saga].machine);
+            let undo_failed = has_failed_undo(&self.sagas[&saga].machine);
             // A bug is mended; what was done until then is undone, if it still may be.
             let cancelled = !undo_failed && self.tell(&saga, Event::Cancel)?;
             if !cancelled {
@@ -368,18 +381,17 @@ fn called(saga: &str) -> String {
     if saga == ID { "the saga".to_owned() } else { format!("the child {saga}") }
 }
 
-fn waits_for_signal(op: &rallypoint_saga::op::Op) -> bool {
-    use rallypoint_saga::op::OpState;
+fn waits_for_signal(op: &Op) -> bool {
     matches!((&op.what, op.state), (What::Signal { .. }, OpState::Waiting { .. }))
 }
 
-fn instance_undo_failed(machine: &Machine) -> bool {
+fn has_failed_undo(machine: &Machine) -> bool {
     machine.ops().iter().any(|op| op.undo == UndoState::Failed)
 }
 
 fn rule_of(machine: &Machine) -> StormRule {
     match machine.error().map(|error| error.kind) {
-        Some(FailureKind::Mismatch) if !instance_undo_failed(machine) => StormRule::Deterministic,
+        Some(FailureKind::Mismatch) if !has_failed_undo(machine) => StormRule::Deterministic,
         _ => StormRule::NeedsNobody,
     }
 }

@@ -119,6 +119,8 @@ impl Fault {
 /// When the original request of a step arrives late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arrival {
+    /// While its undo is under way.
+    DuringUndo,
     /// As soon as its undo is done.
     AfterUndo,
     /// When the saga has ended.
@@ -235,6 +237,7 @@ impl Case {
         let mut words: Vec<String> = self.faults.iter().map(Fault::words).collect();
         for (target, arrival) in &self.late {
             let when = match arrival {
+                Arrival::DuringUndo => "while its undo is under way",
                 Arrival::AfterUndo => "after its undo",
                 Arrival::AfterEnd => "after the end of the saga",
             };
@@ -338,6 +341,7 @@ pub(super) fn of_undo(base: &Case, target: &Target, polls: u32) -> Vec<Case> {
     let mut cases = vec![
         base.with_late(target, Arrival::AfterUndo),
         base.with_late(target, Arrival::AfterEnd),
+        base.with_late(target, Arrival::DuringUndo),
         undo(Deed::Fails, 1),
         undo(Deed::Lost, 1),
         undo(Deed::Silent, 1),

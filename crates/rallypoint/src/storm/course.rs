@@ -341,7 +341,8 @@ fn mixture(seed: u64, steps: &[Seen], undone: &[Target], records: u64) -> Case {
             case.faults.push(Fault { target: target.clone(), direction, deed, first: 1, times });
         }
         if random.chance(1, 3) {
-            let arrival = if random.chance(1, 2) { Arrival::AfterUndo } else { Arrival::AfterEnd };
+            let arrivals = [Arrival::DuringUndo, Arrival::AfterUndo, Arrival::AfterEnd];
+            let arrival = *random.pick(&arrivals).unwrap_or(&Arrival::AfterUndo);
             case.late.push((target.clone(), arrival));
         }
     }

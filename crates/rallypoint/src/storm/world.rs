@@ -313,12 +313,7 @@ impl<'a, C: Send + Sync + 'static> World<'a, C> {
     /// Sees what the record tells the storm, not the saga.
     fn look(&mut self, saga: &str, event: &Event) {
         if let Event::Attempted { op, direction: Direction::Undo, attempt: Attempt::Done(_), .. } = event {
-            let arrives = |(target, arrival): &&(Target, Arrival)| {
-                *arrival == Arrival::AfterUndo && target.op == *op && target.saga == saga
-            };
-            if let Some((target, _)) = self.case.late.iter().find(arrives) {
-                self.arrive(&target.clone());
-            }
+            self.arrive_if(saga, *op, Arrival::AfterUndo);
         }
         let at = Instant::now() + SIGNAL;
         let Some(instance) = self.sagas.get(saga) else { return };

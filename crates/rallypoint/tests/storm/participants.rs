@@ -73,6 +73,13 @@ fn an_undo_that_fails_where_nothing_was_there_is_caught() {
 }
 
 #[test]
+fn an_undo_that_looks_before_it_leaves_its_mark_is_caught() {
+    let failure = caught(ordered(Mutant::UndoLooksBeforeItMarks), StormRule::AllOrNothing);
+    let expected = "the original request of \"do\" (0) arrives while its undo is under way";
+    assert!(case(&failure).ends_with(expected), "{failure}");
+}
+
+#[test]
 fn an_undo_that_fails_on_an_unknown_outcome_is_caught() {
     let failure = caught(ordered(Mutant::UndoNeedsTheOutcome), StormRule::NeedsNobody);
     assert_eq!(case(&failure), "\"do\" (0) acts and its answer is lost each time");

@@ -24,6 +24,8 @@ pub(crate) enum Mutant {
     TakesLateOriginal,
     /// Its undo fails where nothing was there.
     UndoNeedsTheStep,
+    /// Its undo looks whether the step was there, and leaves its mark a moment later.
+    UndoLooksBeforeItMarks,
     /// Its undo takes the outcome for granted.
     UndoNeedsTheOutcome,
     /// Its first undo is turned away, and the step swallows that.
@@ -171,6 +173,11 @@ impl Step<Shop> for Do {
         let shop = cx.app();
         if shop.mutant == Mutant::UndoNeedsTheOutcome && done == StepOutcome::Unknown {
             return Err(UndoError::fatal("there is no receipt"));
+        }
+        let is_new = shop.is_new(&self.what, cx.key_of().unwrap_or_default());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        if shop.mutant == Mutant::UndoLooksBeforeItMarks && is_new {
+            shop.forget(&self.what, cx.key_of().unwrap_or_default());
         }
         let undone = shop.take_back(&self.what, cx.key_of().unwrap_or_default());
         let forgets = shop.mutant == Mutant::UndoForgetsTheFirstHalf && done == StepOutcome::Unknown;
