@@ -109,10 +109,11 @@ impl Shop {
         match this.keys.insert(key_of.to_owned(), Known::Undone) {
             Some(Known::Done) => this.count -= 1,
             Some(Known::Undone) if self.mutant == Mutant::UndoesOnRepetition => this.count -= 1,
-            Some(Known::Undone) if self.mutant == Mutant::LosesItsWay => {
-                if self.repetitions.fetch_add(1, Ordering::SeqCst) >= 6 {
-                    this.count = 1;
-                }
+            Some(Known::Undone)
+                if self.mutant == Mutant::LosesItsWay
+                    && self.repetitions.fetch_add(1, Ordering::SeqCst) >= 6 =>
+            {
+                this.count = 1;
             }
             None if self.mutant == Mutant::UndoNeedsTheStep => {
                 this.keys.remove(key_of);
