@@ -161,7 +161,7 @@ impl<'a, C: Send + Sync + 'static, B: PartialEq + std::fmt::Debug> Course<'a, C,
 
     /// A crash after each record, and another one in the middle of the recovery.
     fn crashes(&mut self, bases: &[Base]) -> Result<(), StormFailure> {
-        let mut cases = Vec::new();
+        let (mut cases, mut twice) = (Vec::new(), Vec::new());
         for base in bases {
             for after in base.calm.max(1)..=base.records {
                 let crash = |acted| Crash { after, acted };
@@ -170,10 +170,11 @@ impl<'a, C: Send + Sync + 'static, B: PartialEq + std::fmt::Debug> Course<'a, C,
                 let again = if self.setup.long { base.records - after + 2 } else { 1 };
                 for later in 1..=again {
                     let second = Crash { after: after + later, acted: after % 2 == 0 };
-                    cases.push(base.case.with_crashes(&[crash(true), second]));
+                    twice.push(base.case.with_crashes(&[crash(true), second]));
                 }
             }
         }
+        cases.append(&mut twice);
         let stride = self.stride(cases.len() as u64);
         for case in cases.into_iter().step_by(stride) {
             self.case(&case)?;
