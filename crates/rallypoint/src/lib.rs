@@ -2,7 +2,8 @@
 //!
 //! What is here today: durable actors in your own process ([`App::open`]) or in worker processes
 //! that survive `kill -9` ([`App::supervise`]), on a mirrored, self-checking store; the simulator
-//! that proves them, for your own actors, as [`mod@test`]; and [`Recoverable`] for state in memory.
+//! that proves them, for your own actors, as [`mod@test`]; sagas that undo what they did, with a
+//! storm test for yours; and [`Recoverable`] for state in memory.
 //!
 //! ```
 //! use rallypoint::{Actor, App, Cx};
@@ -90,7 +91,14 @@ pub mod worker {
     pub use rallypoint_host::worker::{is_worker, run};
 }
 
+#[cfg(feature = "test")]
+mod storm;
+
 /// The simulator: the real engine and store under virtual time, network and disks, from a seed.
+///
+/// With the feature `test` also `test::saga`, the storm test of a saga.
 pub mod test {
+    #[cfg(feature = "test")]
+    pub use crate::storm::{SagaStorm, StormEnd, StormFailure, StormLine, StormReport, StormRule, saga};
     pub use rallypoint_sim::*;
 }

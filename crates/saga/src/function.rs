@@ -8,7 +8,7 @@
 //! when it is first polled; the same results in the same order give the same turns, or the function
 //! is not deterministic.
 
-use crate::event::{End, Turn};
+use crate::event::{Attempt, Direction, End, Turn};
 use crate::machine::Machine;
 use crate::op::{Failure, FailureKind, NewOp, OpNumber, OpState, Policy, What};
 use crate::step::{SagaError, Step, StepError, StepFailure, business};
@@ -33,7 +33,7 @@ pub type Resolution = Result<Blob, Failure>;
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// The body of a [`Saga::run`]: may be called for each attempt.
-pub type Body = Arc<dyn Fn() -> BoxFuture<crate::event::Attempt> + Send + Sync>;
+pub type Body = Arc<dyn Fn() -> BoxFuture<Attempt> + Send + Sync>;
 
 #[derive(Default)]
 struct Shared {
@@ -603,6 +603,21 @@ pub fn resolution(machine: &Machine, number: OpNumber) -> Option<Resolution> {
         OpState::Failed => {
             let unsaid = || Failure::new(FailureKind::Transient, "it failed");
             Some(Err(op.error.clone().unwrap_or_else(unsaid)))
+        }
+        _ => None,
+    }
+}
+
+/// What the function may be told of an attempt at once, because no other attempt can change it.
+/// `may_fail` is what [`Machine::may_fail`] said when the attempt was asked for.
+#[must_use]
+pub fn told(attempt: &Attempt, direction: Direction, may_fail: bool) -> Option<Resolution> {
+    match (attempt, direction) {
+        (Attempt::Done(output), Direction::Run) => Some(Ok(output.clone())),
+        (Attempt::Failed { failure, may_have_acted: false, .. }, Direction::Run)
+            if failure.kind == FailureKind::Business && may_fail =>
+        {
+            Some(Err(failure.clone()))
         }
         _ => None,
     }

@@ -2,10 +2,10 @@
 //!
 //! Decides which code a journaled name means. Undo needs only this and the journal.
 
-use crate::event::Attempt;
+use crate::event::{Attempt, End, Turn};
 use crate::function::{BoxFuture, Function, Runner, Saga, business_failure, function};
 use crate::machine::Machine;
-use crate::op::{Failure, FailureKind};
+use crate::op::{Failure, FailureKind, What};
 use crate::step::{Outcome, SagaError, Step, StepCx, StepError, StepInfo, UndoError};
 use crate::value::Blob;
 use serde::Serialize;
@@ -182,6 +182,19 @@ impl<C: Send + Sync + 'static> Registry<C> {
         match self.sagas.get(name) {
             Some(entry) => Some(entry.options.clone()),
             None => self.fallback.as_ref().and_then(|find| find(name, None)).map(|(options, _)| options),
+        }
+    }
+
+    /// What a turn asks for that is not registered here breaks it off, before anything of it is
+    /// journaled: once the missing part is registered, a retry says it again.
+    pub fn check(&self, turn: &mut Turn) {
+        let missing = turn.ops.iter().find_map(|op| match &op.what {
+            What::Step { .. } if !self.has_step(&op.name) => Some(("step", &op.name)),
+            What::Child { saga, .. } if self.options(saga).is_none() => Some(("saga", saga)),
+            _ => None,
+        });
+        if let Some((what, name)) = missing {
+            turn.end = Some(End::Broken(unregistered(what, name)));
         }
     }
 

@@ -11,7 +11,7 @@ use rallypoint::{
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// What became of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,12 +72,8 @@ impl std::fmt::Display for Refused {
     }
 }
 
-impl Actor for Ledger {
-    const KIND: &'static str = "ledger";
-    type Message = Move;
-    type Reply = i64;
-    type Error = Refused;
-    fn handle(&mut self, message: Move, _: &mut Cx<'_>) -> Result<i64, Refused> {
+impl Ledger {
+    fn take(&mut self, message: Move) -> Result<i64, Refused> {
         match message {
             Move::Cents { key, cents } => match self.seen.get(&key) {
                 Some(Seen::Moved(_)) => {}
@@ -99,19 +95,51 @@ impl Actor for Ledger {
         }
         Ok(self.cents)
     }
+}
+
+impl Actor for Ledger {
+    const KIND: &'static str = "ledger";
+    type Message = Move;
+    type Reply = i64;
+    type Error = Refused;
+    fn handle(&mut self, message: Move, _: &mut Cx<'_>) -> Result<i64, Refused> {
+        self.take(message)
+    }
     fn read_only(message: &Move) -> bool {
         matches!(message, Move::Read)
     }
 }
 
-/// The way to the accounts: set once the runtime is open.
+/// The way to the accounts: set once the runtime is open. Or the accounts themselves, in a test.
 #[derive(Clone, Default)]
-pub struct Bank(Arc<OnceLock<Arc<Client>>>);
+pub struct Bank(Arc<Way>);
+
+#[derive(Default)]
+struct Way {
+    client: OnceLock<Arc<Client>>,
+    memory: Option<Mutex<BTreeMap<String, Ledger>>>,
+}
 
 impl Bank {
+    /// The same accounts without a store, for a test of the saga: what they had when they were opened.
+    #[must_use]
+    pub fn in_memory(accounts: &[(&str, i64)]) -> Self {
+        let ledger = |cents: i64| Ledger { cents, ..Ledger::default() };
+        let ledgers = accounts.iter().map(|&(name, cents)| (name.to_owned(), ledger(cents)));
+        let memory = Some(Mutex::new(ledgers.collect()));
+        Self(Arc::new(Way { memory, ..Way::default() }))
+    }
+
+    /// What an account in memory has.
+    #[must_use]
+    pub fn cents(&self, account: &str) -> Option<i64> {
+        let accounts = self.0.memory.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        accounts.get(account).map(|ledger| ledger.cents)
+    }
+
     /// Says through whom the accounts are reached.
     pub fn connect(&self, client: Arc<Client>) {
-        let _ = self.0.set(client);
+        let _ = self.0.client.set(client);
     }
 
     /// Asks an account, as often as it takes: an answer that did not come is unknown, not "no".
@@ -119,7 +147,17 @@ impl Bank {
     /// # Errors
     /// The account's refusal, or why there is no answer.
     pub async fn ask(&self, account: &str, message: Move) -> Result<i64, StepError<Refused>> {
-        let Some(client) = self.0.get() else { return Err(StepError::not_acted("the bank is not open")) };
+        if let Some(accounts) = &self.0.memory {
+            let mut accounts = accounts.lock().unwrap_or_else(PoisonError::into_inner);
+            return accounts
+                .entry(account.to_owned())
+                .or_default()
+                .take(message)
+                .map_err(StepError::business);
+        }
+        let Some(client) = self.0.client.get() else {
+            return Err(StepError::not_acted("the bank is not open"));
+        };
         match client.ask::<Ledger>(account, &message).await {
             Ok(cents) => Ok(cents),
             Err(AskError::Refused(refused)) => Err(StepError::business(refused)),
@@ -175,9 +213,14 @@ pub async fn transfer(s: Saga<Bank>, t: Transfer) -> Result<(), SagaError> {
     Ok(())
 }
 
+/// The steps of a transfer.
+#[must_use]
+pub fn steps(bank: &Bank) -> Registry<Bank> {
+    Registry::new(bank.clone()).step::<Post>()
+}
+
 /// The accounts and the saga.
 #[must_use]
 pub fn application(bank: &Bank) -> App {
-    let sagas = Registry::new(bank.clone()).step::<Post>().saga("transfer", 1, transfer);
-    App::define().actor::<Ledger>().sagas(sagas)
+    App::define().actor::<Ledger>().sagas(steps(bank).saga("transfer", 1, transfer))
 }

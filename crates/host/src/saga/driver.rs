@@ -16,9 +16,9 @@ use rallypoint_base::limits::SAGA_BYTES;
 use rallypoint_engine::codec::{Codec, Encoded, encode};
 use rallypoint_engine::saga::{AttemptWork, SagaActor, SagaMessage, SagaReply, Work};
 use rallypoint_saga::event::{Attempt, Direction, End, Event, Parent, Start, Turn};
-use rallypoint_saga::function::{BoxFuture, Resolution, Runner, panic_text, resolution};
+use rallypoint_saga::function::{BoxFuture, Resolution, Runner, panic_text, resolution, told};
 use rallypoint_saga::machine::Machine;
-use rallypoint_saga::op::{Failure, FailureKind, OpNumber, What};
+use rallypoint_saga::op::{Failure, FailureKind, OpNumber};
 use rallypoint_saga::registry::{Registry, SagaOptions};
 use rallypoint_saga::step::StepInfo;
 use rallypoint_saga::value::Blob;
@@ -153,22 +153,6 @@ impl<C: Send + Sync + 'static> Driver<C> {
         }
     }
 
-    /// What a turn asks for that this program does not have breaks it off, before anything of it is
-    /// journaled: once the missing part is registered, a retry says it again.
-    fn check(&self, turn: &mut Turn) {
-        let missing = turn.ops.iter().find_map(|op| match &op.what {
-            What::Step { .. } if !self.registry.has_step(&op.name) => Some(("step", &op.name)),
-            What::Child { saga, .. } if self.registry.options(saga).is_none() => Some(("saga", saga)),
-            _ => None,
-        });
-        if let Some((what, name)) = missing {
-            let text = format!(
-                "no {what} is registered as {name:?} in this program: register it and retry the saga"
-            );
-            turn.end = Some(End::Broken(Failure::new(FailureKind::Unregistered, text)));
-        }
-    }
-
     /// Tells a live copy results, and sends what comes of it under its lock. `send` says whether the
     /// turn went with it; otherwise the copy is ahead of its journal, and built anew for the next.
     fn turn(
@@ -184,7 +168,7 @@ impl<C: Send + Sync + 'static> Driver<C> {
             return;
         };
         let mut turn = runner.turn(results);
-        self.check(&mut turn);
+        self.registry.check(&mut turn);
         // One that waits for a signal for days is built anew then, and takes no memory meanwhile.
         let ended = turn.end.is_some() || runner.is_at_rest();
         if ended {
@@ -240,15 +224,7 @@ impl<C: Send + Sync + 'static> Driver<C> {
             Err(failure) => failed(failure, false),
         };
         // The function is told at once what it would be told in any case.
-        let told: Option<Resolution> = match (&attempt, work.direction) {
-            (Attempt::Done(output), Direction::Run) => Some(Ok(output.clone())),
-            (Attempt::Failed { failure, may_have_acted: false, .. }, Direction::Run)
-                if failure.kind == FailureKind::Business && work.may_fail =>
-            {
-                Some(Err(failure.clone()))
-            }
-            _ => None,
-        };
+        let told = told(&attempt, work.direction, work.may_fail);
         let (op, generation, direction) = (work.op, work.generation, work.direction);
         let earlier = completion.earlier;
         let mut may_have_ended = direction == Direction::Undo;
@@ -439,7 +415,7 @@ impl<C: Send + Sync + 'static> Drives for Driver<C> {
         }
         let mut runner = self.registry.begin(name, version, id, input).ok()?;
         let mut turn = runner.turn(Vec::new());
-        self.check(&mut turn);
+        self.registry.check(&mut turn);
         if turn.end.is_none() && !runner.is_at_rest() {
             let mut shard = self.shard(id);
             if shard.live.contains_key(id) {
