@@ -62,6 +62,11 @@ enum Command {
     DemoAudit(demo::auditor::Arguments),
 }
 
+/// Sagas are made of many small values that one thread makes and another drops: what the system's
+/// allocator is slowest at (docs/benchmarks.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // A worker process of the demo or of a benchmark: same binary, same application.
     if rallypoint_host::worker::is_worker() {

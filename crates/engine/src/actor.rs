@@ -74,6 +74,13 @@ pub trait Actor: Clone + Default + Serialize + DeserializeOwned + Send + 'static
         false
     }
 
+    /// Answers a read-only message without a copy of the state. `None` leaves it to
+    /// [`Actor::handle`], which gets a copy: worth overriding for what is asked often.
+    fn look(&self, message: &Self::Message) -> Option<Result<Self::Reply, Self::Error>> {
+        let _ = message;
+        None
+    }
+
     /// Turns state of another schema version into this one.
     ///
     /// # Errors
@@ -221,7 +228,7 @@ impl Cx<'_> {
         timeout: Duration,
         token: u64,
     ) {
-        let mut payload = Vec::new();
+        let mut payload = Vec::with_capacity(256);
         match codec::encode(codec, 0, request, &mut payload) {
             Ok(()) => self.run.effect(self.kind, self.key, name, payload, timeout, token),
             Err(error) => self.run.fail(RunError::Codec(error)),

@@ -89,7 +89,7 @@ impl Default for Limits {
             small_image_bytes: 1 << 20,
             retransmit_after: Duration::from_secs(1),
             careful_deliveries: 64,
-            archive_batch: 4096,
+            archive_batch: 2048,
             archive_after: Duration::from_secs(24 * 3600),
             saga_retention: None,
         }
@@ -1137,7 +1137,7 @@ impl Partition {
 
     fn effect_ended(&mut self, id: (Epoch, Position, u32), outcome: u8, value: &[u8], out: &mut Outbox) {
         let Some(effect) = self.effects.get(id) else { return };
-        let mut parcel = Vec::new();
+        let mut parcel = Vec::with_capacity(effect.key.len() + value.len() + 64);
         let body = Body::Effect { id, outcome, value };
         Parcel { kind: effect.kind, key: &effect.key, asker: None, body }.encode(&mut parcel);
         self.arrive(Source::Effect, &parcel, &[], self.epoch, out);

@@ -413,19 +413,31 @@ impl Actor for SagaActor {
                 self.event(event, cx)?;
                 Ok(SagaReply::Accepted(self.machine.status()))
             }
+            SagaMessage::Peek | SagaMessage::Show => match self.look(&message) {
+                Some(answer) => answer,
+                None => Err(Refusal::NoSuchSaga),
+            },
             _ if self.machine.is_new() => Err(Refusal::NoSuchSaga),
             SagaMessage::Released => {
                 self.released = true;
                 self.put_away(cx);
                 Ok(SagaReply::Accepted(self.machine.status()))
             }
-            SagaMessage::Peek => Ok(SagaReply::Peeked(Peeked {
-                status: self.machine.status(),
-                output: self.machine.output().cloned(),
-                error: self.machine.error().cloned(),
-            })),
-            SagaMessage::Show => Ok(SagaReply::Shown(Box::new(self.machine.clone()))),
         }
+    }
+
+    fn look(&self, message: &SagaMessage) -> Option<Result<SagaReply, Refusal>> {
+        let machine = &self.machine;
+        Some(match message {
+            SagaMessage::Peek | SagaMessage::Show if machine.is_new() => Err(Refusal::NoSuchSaga),
+            SagaMessage::Peek => Ok(SagaReply::Peeked(Peeked {
+                status: machine.status(),
+                output: machine.output().cloned(),
+                error: machine.error().cloned(),
+            })),
+            SagaMessage::Show => Ok(SagaReply::Shown(Box::new(machine.clone()))),
+            _ => return None,
+        })
     }
 
     fn signal(&mut self, signal: Signal<'_>, cx: &mut Cx<'_>) -> Result<(), Refusal> {

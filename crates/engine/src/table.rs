@@ -369,7 +369,11 @@ impl<A: Actor> Table for TypedTable<A> {
         if !A::read_only(&message) {
             return None;
         }
-        let copy = self.find(key).map(|slot| self.slot(slot).state.clone()).unwrap_or_default();
+        let found = self.find(key);
+        if let Some(seen) = found.and_then(|slot| self.slot(slot).state.look(&message)) {
+            return Some(Self::answer(&seen, run, reply, VIEW_BYTES));
+        }
+        let copy = found.map(|slot| self.slot(slot).state.clone()).unwrap_or_default();
         Some(Self::try_on(copy, self.kind, key, message, run, reply))
     }
 

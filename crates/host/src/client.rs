@@ -526,6 +526,14 @@ impl<A: Actor> Pending<A> {
     }
 }
 
+#[cfg(feature = "saga")]
+impl<A: Actor> Pending<A> {
+    /// Lends this thread, once, to whoever answers; it may wait for a synced write.
+    pub(crate) fn lend_thread(&self) {
+        self.client.door.drive(self.to, &|| self.client.is_answered(self.seq));
+    }
+}
+
 impl<A: Actor> Future for Pending<A> {
     type Output = Result<A::Reply, AskError<A::Error>>;
 

@@ -106,15 +106,36 @@ pub(crate) struct Completion {
     pub(crate) earlier: bool,
 }
 
+/// True on a thread of a runtime whose other threads go on while this one waits for a synced write.
+#[cfg(feature = "saga")]
+pub(crate) fn may_lend_thread() -> bool {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    Handle::try_current().is_ok_and(|handle| {
+        handle.runtime_flavor() == RuntimeFlavor::MultiThread && handle.metrics().num_workers() > 1
+    })
+}
+
 #[cfg(feature = "saga")]
 impl Completion {
     /// It ended: 0 = well, with this value, 1 = not, with this text.
     pub(crate) fn finish(self, outcome: u8, value: &[u8]) {
         let mut bytes = Vec::with_capacity(value.len() + 64);
         Message::Effect { to: self.to, key: self.key, outcome, value }.encode(&mut bytes);
-        self.shared.effects.lock().unwrap_or_else(PoisonError::into_inner).known.remove(&self.key);
-        if let Some(directory) = self.shared.map.directory_of(self.to) {
-            self.shared.send(directory, &bytes);
+        let mut queue = self.shared.effects.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.known.remove(&self.key);
+        let alone = queue.known.is_empty();
+        drop(queue);
+        let Some(directory) = self.shared.map.directory_of(self.to) else { return };
+        match self.shared.home(directory) {
+            // Nothing else is under way, so this thread makes the commit: two hops less. What it asks
+            // for next is performed on this thread too, when it has come back.
+            Some(home) if alone && may_lend_thread() => {
+                home.push(&bytes, false);
+                if !home.drive(&|| false) {
+                    home.wake();
+                }
+            }
+            _ => self.shared.send(directory, &bytes),
         }
     }
 }
@@ -130,6 +151,12 @@ impl Shared {
         if let Some(home) = self.home(directory) {
             home.push(bytes, true);
         }
+    }
+
+    /// True when no effect is under way.
+    #[cfg(feature = "saga")]
+    pub(crate) fn is_effectless(&self) -> bool {
+        self.effects.lock().unwrap_or_else(PoisonError::into_inner).known.is_empty()
     }
 
     pub(crate) fn homes(&self) -> impl Iterator<Item = Arc<Home>> + '_ {

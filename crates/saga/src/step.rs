@@ -97,7 +97,28 @@ pub struct StepInfo {
     /// From 1.
     pub attempt: u32,
     /// W3C trace context of this attempt.
-    pub traceparent: String,
+    pub trace: Trace,
+}
+
+/// W3C trace context: one trace per saga, one span per attempt. Its text is the header `traceparent`.
+///
+/// ```
+/// use rallypoint_saga::step::Trace;
+/// let text = Trace { trace: 0x0af7, span: 0x31 }.to_string();
+/// assert_eq!(text, "00-00000000000000000000000000000af7-0000000000000031-01");
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trace {
+    /// Of the saga; not 0.
+    pub trace: u128,
+    /// Of the attempt; not 0.
+    pub span: u64,
+}
+
+impl std::fmt::Display for Trace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "00-{:032x}-{:016x}-01", self.trace, self.span)
+    }
 }
 
 /// The context of one attempt.
@@ -145,8 +166,8 @@ impl<'a, C> StepCx<'a, C> {
 
     /// W3C trace context of this attempt, for the header `traceparent`.
     #[must_use]
-    pub fn traceparent(&self) -> &'a str {
-        &self.info.traceparent
+    pub fn traceparent(&self) -> Trace {
+        self.info.trace
     }
 }
 

@@ -43,7 +43,7 @@ impl fmt::Display for Refused {
 }
 
 async fn call(cx: &StepCx<'_, ServerContext>, call: &Call) -> CallOutcome {
-    let keys = Keys { key: cx.key(), key_of: cx.key_of(), traceparent: cx.traceparent() };
+    let keys = Keys { key: cx.key(), key_of: cx.key_of(), traceparent: &cx.traceparent().to_string() };
     cx.app().caller.perform(call, keys).await
 }
 

@@ -20,7 +20,7 @@ use rallypoint_saga::function::{BoxFuture, Resolution, Runner, panic_text, resol
 use rallypoint_saga::machine::Machine;
 use rallypoint_saga::op::{Failure, FailureKind, OpNumber};
 use rallypoint_saga::registry::{Registry, SagaOptions};
-use rallypoint_saga::step::StepInfo;
+use rallypoint_saga::step::{StepInfo, Trace};
 use rallypoint_saga::value::Blob;
 use std::collections::HashMap;
 use std::future::Future;
@@ -198,13 +198,13 @@ impl<C: Send + Sync + 'static> Driver<C> {
             step: work.step.clone(),
             key_of: (work.direction == Direction::Undo).then(|| work.key(Direction::Run)),
             attempt: work.attempt,
-            traceparent: traceparent(&work, &key),
+            trace: trace_of(&work, &key),
             key,
         };
         let span = tracing::debug_span!(
             "saga step",
             saga = %work.id, step = %work.step, attempt = work.attempt,
-            undo = work.direction == Direction::Undo, traceparent = %info.traceparent
+            undo = work.direction == Direction::Undo, traceparent = %info.trace
         );
         let body = match (&work.value, work.direction) {
             (Some(value), Direction::Run) => self.registry.attempt(&work.step, info, value.clone(), None),
@@ -506,11 +506,11 @@ fn answer(completion: Completion, mut event: Event) -> bool {
     }
 }
 
-/// W3C trace context: one trace per saga, one span per attempt.
-fn traceparent(work: &AttemptWork, key: &str) -> String {
-    let trace = |seed| xxh3_seeded(work.id.as_bytes(), work.started ^ seed);
-    let span = xxh3_seeded(key.as_bytes(), u64::from(work.attempt));
-    format!("00-{:016x}{:016x}-{:016x}-01", trace(1), trace(2) | 1, span | 1)
+/// One trace per saga, one span per attempt.
+fn trace_of(work: &AttemptWork, key: &str) -> Trace {
+    let half = |seed| u128::from(xxh3_seeded(work.id.as_bytes(), work.started ^ seed));
+    let span = xxh3_seeded(key.as_bytes(), u64::from(work.attempt)) | 1;
+    Trace { trace: half(1) << 64 | half(2) | 2, span }
 }
 
 /// A step's body whose panic is a failed attempt, inside its span.

@@ -5,7 +5,7 @@
 
 use super::driver::{Drives, Watch};
 use crate::client::{AskError, Client};
-use crate::node::Shared;
+use crate::node::{Shared, may_lend_thread};
 use rallypoint_base::hash::xxh3;
 use rallypoint_base::limits::KEY_BYTES;
 use rallypoint_base::time::Time;
@@ -180,7 +180,7 @@ impl Sagas {
             turn,
             history: self.driver.history(),
         };
-        let reply = self.client.ask::<SagaActor>(id, &SagaMessage::Start(Box::new(start))).await;
+        let reply = self.ask(id, &SagaMessage::Start(Box::new(start))).await;
         if began && !matches!(reply, Ok(SagaReply::Started(true))) {
             self.driver.forget(id);
         }
@@ -194,6 +194,16 @@ impl Sagas {
             Err(AskError::Refused(_)) => Err(StartError::OtherInput(id.to_owned())),
             Err(error) => Err(store_error(error).into()),
         }
+    }
+
+    /// Asks a saga. When nothing else is under way the caller's thread does the work, as it does for a
+    /// caller that waits.
+    async fn ask(&self, id: &str, message: &SagaMessage) -> Result<SagaReply, AskError<Refusal>> {
+        let pending = self.client.ask::<SagaActor>(id, message);
+        if self.client.in_flight() <= 1 && self.shared.is_effectless() && may_lend_thread() {
+            pending.lend_thread();
+        }
+        pending.await
     }
 
     /// A handle on a saga, whether there is one or not.
@@ -420,7 +430,7 @@ impl SagaHandle {
     }
 
     async fn ask(&self, message: SagaMessage) -> Result<SagaReply, SagaRequestError> {
-        self.sagas.client.ask::<SagaActor>(&self.id, &message).await.map_err(|error| match error {
+        self.sagas.ask(&self.id, &message).await.map_err(|error| match error {
             AskError::Refused(refusal) => SagaRequestError::Refused { id: self.id.clone(), refusal },
             error => store_error(error).into(),
         })

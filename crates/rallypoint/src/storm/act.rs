@@ -17,7 +17,7 @@ use rallypoint_saga::function::{BoxFuture, Resolution, told};
 use rallypoint_saga::machine::Machine;
 use rallypoint_saga::op::{Failure, FailureKind, Op, OpNumber, OpState, UndoState, What};
 use rallypoint_saga::status::Status;
-use rallypoint_saga::step::StepInfo;
+use rallypoint_saga::step::{StepInfo, Trace};
 use rallypoint_saga::value::Blob;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -440,7 +440,7 @@ fn info(work: &AttemptWork) -> StepInfo {
         key: work.key(work.direction),
         key_of: (work.direction == Direction::Undo).then(|| work.key(Direction::Run)),
         attempt: work.attempt,
-        traceparent: format!("00-{:032x}-{:016x}-01", 1, work.attempt),
+        trace: Trace { trace: 1, span: u64::from(work.attempt) },
     }
 }
 
