@@ -21,6 +21,8 @@ use rallypoint_engine::map::Map;
 use rallypoint_engine::partition::{Ending, Witness};
 use rallypoint_engine::unit::{OpenReport, Unit, UnitNotice, WitnessFactory};
 use rallypoint_store::store::{Identity, OpenOptions, Options};
+#[cfg(feature = "saga")]
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock, Weak};
@@ -131,7 +133,10 @@ impl Completion {
             // for next is performed on this thread too, when it has come back.
             Some(home) if alone && may_lend_thread() => {
                 home.push(&bytes, false);
-                if !home.drive(&|| false) {
+                // Asked after the turn that takes the result in, and again after its commit.
+                let asked = Cell::new(0);
+                let done = || asked.replace(asked.get() + 1) > 0;
+                if !home.drive(&done) {
                     home.wake();
                 }
             }
