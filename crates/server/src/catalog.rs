@@ -12,6 +12,8 @@ use crate::finding::Finding;
 use rallypoint::{Actor, AskError, Client, Cx, Encoded, Runtime};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
@@ -252,7 +254,7 @@ impl Catalog {
 ///
 /// # Errors
 /// The folder cannot be read.
-pub(crate) fn files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+pub(crate) fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
@@ -263,6 +265,22 @@ pub(crate) fn files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     }
     files.sort();
     Ok(files)
+}
+
+/// What a file holds, or the beginning of it that is too long already.
+///
+/// # Errors
+/// It cannot be read, or is no UTF-8.
+pub(crate) fn text_of(file: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(file)?.take(TEXT_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    let is_whole = bytes.len() <= TEXT_BYTES;
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(text),
+        // Where it was cut, half a character may stand.
+        Err(error) if !is_whole => Ok(String::from_utf8_lossy(error.as_bytes()).into_owned()),
+        Err(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "it is no UTF-8")),
+    }
 }
 
 /// Reads a definition.

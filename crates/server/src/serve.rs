@@ -34,6 +34,8 @@ pub struct ServeOptions {
     pub dir: PathBuf,
     /// Its second copy.
     pub mirror: Option<PathBuf>,
+    /// Go on with one copy although the other one is missing.
+    pub degraded: bool,
     /// Where to listen; port 0 = any that is free.
     pub listen: SocketAddr,
     /// Definitions that are put at start.
@@ -57,6 +59,7 @@ impl ServeOptions {
         Self {
             dir: dir.into(),
             mirror: None,
+            degraded: false,
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             sagas: None,
             token_file: None,
@@ -139,6 +142,7 @@ fn open(options: &ServeOptions, catalog: &Arc<Catalog>) -> Result<Runtime, Serve
     let mut app = App::define()
         .actor::<catalog::DefinitionActor>()
         .sagas(registry)
+        .degraded(options.degraded)
         .allow_unsuitable_file_system(options.allow_unsuitable_file_system);
     if let Some(mirror) = &options.mirror {
         app = app.mirror(mirror);
@@ -182,7 +186,7 @@ pub async fn start(options: ServeOptions) -> Result<Running, ServeError> {
     if let Some(folder) = &options.sagas {
         let unread = |path: &PathBuf, error| ServeError::Folder { path: path.clone(), error };
         for file in catalog::files(folder).map_err(|error| unread(folder, error))? {
-            let text = std::fs::read_to_string(&file).map_err(|error| unread(&file, error))?;
+            let text = catalog::text_of(&file).map_err(|error| unread(&file, error))?;
             let put = catalog.put(&client, &text, &file.display().to_string(), None).await;
             put.map_err(|error| ServeError::Definition { file, error })?;
         }
