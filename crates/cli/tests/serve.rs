@@ -258,6 +258,8 @@ fn a_server_that_is_told_to_end_ends_in_order_and_its_directory_can_be_looked_at
     let (code, none) = saga(&["show", "none", "--dir", &dir]);
     assert!(code == 2 && none["error"].as_str().unwrap().contains("no saga"), "{none}");
     assert_eq!(saga(&["list", "--dir", "/nowhere/at/all"]).0, 2);
+    let (code, wrong) = saga(&["list", "--dir", &dir, "--status", "done"]);
+    assert!(code == 2 && wrong["error"].as_str().unwrap().contains("completed"), "{wrong}");
     assert_eq!(saga(&["list", "--server", &url]).0, 2, "nobody answers");
 
     let served = place.serve();
@@ -466,6 +468,52 @@ fn an_orderly_end_loses_no_step_that_is_in_flight() {
 }
 
 #[test]
+fn connections_do_not_take_the_files_that_the_store_needs() {
+    let world = Participant::new();
+    let place = Place::new(&world);
+    place.define("big", "saga: big\nversion: 1\nsteps:\n  - signal: go\noutput: 1\n");
+    // Fewer files than there are clients.
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 128; exec \"$0\" \"$@\"", PROGRAM]).args(place.command().get_args());
+    let served = Served::begin(command);
+    let address = served.url.strip_prefix("http://").unwrap();
+    let mut first = TcpStream::connect(address).unwrap();
+    let mut ask = |body: &str| {
+        let head = format!(
+            "POST /v1/sagas/big HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        first.write_all(head.as_bytes()).unwrap();
+        first.write_all(body.as_bytes()).unwrap();
+        let mut reader = BufReader::new(first.try_clone().unwrap());
+        let (mut status, mut length) = (String::new(), 0);
+        reader.read_line(&mut status).unwrap();
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).unwrap();
+            match line.trim().split_once(": ") {
+                Some(("content-length", text)) => length = text.parse().unwrap(),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        reader.read_exact(&mut vec![0; length]).unwrap();
+        status
+    };
+    assert!(ask("1").contains("201"));
+    // Not more than the system keeps for a listener that takes none.
+    let idle: Vec<TcpStream> = (0..120).map(|_| TcpStream::connect(address).unwrap()).collect();
+    // Enough for several new segments, each a file.
+    let body = format!("\"{}\"", "x".repeat(900_000));
+    for _ in 0..30 {
+        let status = ask(&body);
+        assert!(status.contains("201"), "{status}");
+    }
+    drop(idle);
+    assert_eq!(served.terminate(), Some(0));
+}
+
+#[test]
 fn neither_token_nor_secret_is_printed_or_kept() {
     const TOKEN: &str = "token-0123456789-of-this-test";
     const SECRET: &str = "secret-9876543210-of-this-test";
@@ -536,6 +584,32 @@ fn what_cannot_be_served_is_named() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("wrong.yaml") && said.contains("steps"), "{said}");
+
+    std::fs::remove_file(place.folder.path().join("sagas/wrong.yaml")).unwrap();
+    let refused = |command: &mut Command, says: &str| {
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && said.contains(says), "{says}: {said}");
+    };
+    let link = place.folder.path().join("sagas/gone.yaml");
+    std::os::unix::fs::symlink("/nowhere/at/all", &link).unwrap();
+    refused(&mut place.command(), "No such file");
+    std::fs::remove_file(&link).unwrap();
+    std::fs::write(&link, b"saga: \xFF").unwrap();
+    refused(&mut place.command(), "gone.yaml");
+    std::fs::write(&link, "#".repeat(300 << 10)).unwrap();
+    refused(&mut place.command(), "split it");
+    std::fs::remove_file(&link).unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.args(["serve", "--listen", &taken.local_addr().unwrap().to_string(), "--dir"]).arg(place.store());
+    refused(&mut command, "choose another");
+    let token = place.folder.path().join("token");
+    refused(place.command().arg("--token-file").arg(&token), "cannot be read");
+    for empty in ["", "\n", "short\n"] {
+        std::fs::write(&token, empty).unwrap();
+        refused(place.command().arg("--token-file").arg(&token), "holds no token");
+    }
 
     let mut command = Command::new(PROGRAM);
     command.args(["serve", "--listen", "0.0.0.0:0", "--dir"]).arg(place.store());

@@ -221,9 +221,8 @@ impl Catalog {
         name: Option<&str>,
     ) -> Result<Known, PutError> {
         if text.len() > TEXT_BYTES {
-            let bytes = text.len();
             return Err(PutError::Full(format!(
-                "the definition has {bytes} bytes, at most {TEXT_BYTES} are kept: split it into several sagas"
+                "the definition has more than {TEXT_BYTES} bytes, which are not kept: split it into several sagas"
             )));
         }
         let definition = read(text, place).map_err(PutError::Invalid)?;
@@ -259,7 +258,8 @@ pub(crate) fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
         let fits = path.extension().is_some_and(|end| end == "yaml" || end == "yml" || end == "json");
-        if fits && path.is_file() {
+        // A link that leads nowhere is an error, not a definition less.
+        if fits && std::fs::metadata(&path)?.is_file() {
             files.push(path);
         }
     }
