@@ -225,7 +225,11 @@ impl Catalog {
                 "the definition has more than {TEXT_BYTES} bytes, which are not kept: split it into several sagas"
             )));
         }
-        let definition = read(text, place).map_err(PutError::Invalid)?;
+        // Templates are tried out, which may take long: nobody else waits for it.
+        let (owned, at) = (text.to_owned(), place.to_owned());
+        let read = tokio::task::spawn_blocking(move || read(&owned, &at)).await;
+        let definition =
+            read.map_err(|error| PutError::Store(error.to_string()))?.map_err(PutError::Invalid)?;
         if let Some(wanted) = name.filter(|name| *name != definition.name()) {
             let found = definition.name().to_owned();
             return Err(PutError::OtherName { found, wanted: wanted.to_owned() });

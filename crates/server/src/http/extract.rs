@@ -5,6 +5,7 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::time::Duration;
@@ -60,6 +61,10 @@ fn too_large() -> Problem {
 /// How long a body may take to come.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A body that is too long but no longer than this is read and let go of, for so long at most.
+const PASSED_OVER: u64 = 16 << 20;
+const PASSING: Duration = Duration::from_secs(5);
+
 async fn bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
     bytes_within(PATIENCE, request, state).await
 }
@@ -69,10 +74,15 @@ async fn bytes_within<S: Send + Sync>(
     request: Request,
     state: &S,
 ) -> Result<Bytes, Problem> {
-    // What says that it is too long is not read first.
-    let said =
-        request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    if said.is_some_and(|said: u64| said > super::BODY_BYTES as u64) {
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let said: Option<u64> = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    if let Some(said) = said.filter(|said| *said > super::BODY_BYTES as u64) {
+        // Who still sends when the connection is closed may never read the answer.
+        if said <= PASSED_OVER {
+            let mut rest = request.into_body().into_data_stream();
+            let _ =
+                tokio::time::timeout(PASSING, async { while let Some(Ok(_)) = rest.next().await {} }).await;
+        }
         return Err(too_large());
     }
     let read = tokio::time::timeout(patience, Bytes::from_request(request, state)).await;
