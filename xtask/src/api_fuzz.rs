@@ -85,7 +85,13 @@ pub(crate) fn command(root: &Path, arguments: &[String]) -> Outcome {
             .current_dir(&place)
             .args(["run", &description, "--max-examples", examples, "--seed", "1"])
             // The stream of events does not end by itself.
-            .args(["--exclude-path", "/v1/events", "--phases", "examples,coverage,fuzzing", "--no-color"])
+            .args([
+                "--exclude-path",
+                "/v1/events",
+                "--phases",
+                "examples,coverage,fuzzing,stateful",
+                "--no-color",
+            ])
             .status();
         match status {
             Ok(status) if status.success() => {}

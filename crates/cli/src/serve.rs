@@ -20,6 +20,9 @@ pub(crate) struct Arguments {
     /// Keep a second copy here, meant to be on another disk.
     #[arg(long, value_name = "DIR")]
     mirror: Option<PathBuf>,
+    /// Go on with one copy although the other one is missing: the decision to live with what this one has.
+    #[arg(long)]
+    degraded: bool,
     /// Where to listen; port 0 = any that is free. Beyond loopback only with --token-file.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
@@ -73,6 +76,7 @@ struct Failed {
 pub(crate) fn run(arguments: &Arguments) -> u8 {
     let options = ServeOptions {
         mirror: arguments.mirror.clone(),
+        degraded: arguments.degraded,
         listen: arguments.listen,
         sagas: arguments.sagas.clone(),
         token_file: arguments.token_file.clone(),

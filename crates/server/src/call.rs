@@ -9,6 +9,7 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AF
 use reqwest::redirect;
 use serde_json::Value;
 use std::time::{Duration, SystemTime};
+use tokio::sync::Semaphore;
 
 /// Longest answer that is an output.
 pub(crate) const ANSWER_BYTES: usize = 1 << 20;
@@ -41,11 +42,14 @@ pub(crate) enum CallOutcome {
 /// Performs calls.
 pub(crate) struct Caller {
     client: reqwest::Client,
+    /// Calls that may begin: each takes a connection, and with it a file of the process.
+    room: Semaphore,
 }
 
 impl Caller {
-    pub(crate) fn new() -> Result<Self, String> {
-        client().map(|client| Self { client })
+    /// One that makes so many `calls` at once; others wait, within the time of their attempt.
+    pub(crate) fn new(calls: usize) -> Result<Self, String> {
+        client().map(|client| Self { client, room: Semaphore::new(calls) })
     }
 
     pub(crate) async fn perform(&self, call: &Call, keys: Keys<'_>) -> CallOutcome {
@@ -66,6 +70,8 @@ impl Caller {
             Ok(url) => url,
             Err(error) => return CallOutcome::Fatal(format!("{:?} is no address: {error}", call.url)),
         };
+        // It is never closed.
+        let _room = self.room.acquire().await;
         let mut request = self.client.request(method, url).headers(headers);
         if let Some(json) = &call.json {
             request = request.body(json.to_string());

@@ -12,6 +12,8 @@ use crate::finding::Finding;
 use rallypoint::{Actor, AskError, Client, Cx, Encoded, Runtime};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
@@ -219,12 +221,15 @@ impl Catalog {
         name: Option<&str>,
     ) -> Result<Known, PutError> {
         if text.len() > TEXT_BYTES {
-            let bytes = text.len();
             return Err(PutError::Full(format!(
-                "the definition has {bytes} bytes, at most {TEXT_BYTES} are kept: split it into several sagas"
+                "the definition has more than {TEXT_BYTES} bytes, which are not kept: split it into several sagas"
             )));
         }
-        let definition = read(text, place).map_err(PutError::Invalid)?;
+        // Templates are tried out, which may take long: nobody else waits for it.
+        let (owned, at) = (text.to_owned(), place.to_owned());
+        let read = tokio::task::spawn_blocking(move || read(&owned, &at)).await;
+        let definition =
+            read.map_err(|error| PutError::Store(error.to_string()))?.map_err(PutError::Invalid)?;
         if let Some(wanted) = name.filter(|name| *name != definition.name()) {
             let found = definition.name().to_owned();
             return Err(PutError::OtherName { found, wanted: wanted.to_owned() });
@@ -252,17 +257,34 @@ impl Catalog {
 ///
 /// # Errors
 /// The folder cannot be read.
-pub(crate) fn files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+pub(crate) fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
         let fits = path.extension().is_some_and(|end| end == "yaml" || end == "yml" || end == "json");
-        if fits && path.is_file() {
+        // A link that leads nowhere is an error, not a definition less.
+        if fits && std::fs::metadata(&path)?.is_file() {
             files.push(path);
         }
     }
     files.sort();
     Ok(files)
+}
+
+/// What a file holds, or the beginning of it that is too long already.
+///
+/// # Errors
+/// It cannot be read, or is no UTF-8.
+pub(crate) fn text_of(file: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(file)?.take(TEXT_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    let is_whole = bytes.len() <= TEXT_BYTES;
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(text),
+        // Where it was cut, half a character may stand.
+        Err(error) if !is_whole => Ok(String::from_utf8_lossy(error.as_bytes()).into_owned()),
+        Err(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "it is no UTF-8")),
+    }
 }
 
 /// Reads a definition.

@@ -86,9 +86,10 @@ impl Step<ServerContext> for HttpStep {
     }
 }
 
-/// The steps and sagas of a server: all of them are found in its catalog.
-pub(crate) fn registry(catalog: Arc<Catalog>) -> Result<Registry<ServerContext>, String> {
-    let context = ServerContext { caller: Caller::new()? };
+/// The steps and sagas of a server: all of them are found in its catalog. It makes so many `calls` at
+/// once.
+pub(crate) fn registry(catalog: Arc<Catalog>, calls: usize) -> Result<Registry<ServerContext>, String> {
+    let context = ServerContext { caller: Caller::new(calls)? };
     let find: Fallback<ServerContext> = Arc::new(move |name, version| {
         let definition = catalog.find(name, version)?;
         let options = SagaOptions {

@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use tokio::sync::watch;
 use utoipa::OpenApi;
+use utoipa::openapi::link::Link;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -103,6 +104,7 @@ fn parts() -> (Router<Arc<Server>>, utoipa::openapi::OpenApi) {
         .routes(routes!(health::metrics))
         .split_for_parts();
     health::secure(&mut api);
+    link(&mut api);
     // An absent input, value or output is `null`; only a definition must be there.
     for path in api.paths.paths.values_mut() {
         let body = path.post.as_mut().and_then(|post| post.request_body.as_mut());
@@ -111,6 +113,23 @@ fn parts() -> (Router<Arc<Server>>, utoipa::openapi::OpenApi) {
         }
     }
     (router, api)
+}
+
+/// Says which requests the answer to a start gives the id for.
+fn link(api: &mut utoipa::openapi::OpenApi) {
+    const ABOUT_ONE: [&str; 10] =
+        ["show", "cancel", "pause", "resume", "retry", "abandon", "restart", "signal", "skip", "resolve"];
+    let start = api.paths.paths.get_mut("/v1/sagas/{saga}").and_then(|path| path.post.as_mut());
+    for response in start.into_iter().flat_map(|start| start.responses.responses.iter_mut()) {
+        if let (status, utoipa::openapi::RefOr::T(response)) = response
+            && status.starts_with('2')
+        {
+            for operation in ABOUT_ONE {
+                let link = Link::builder().operation_id(operation).parameter("saga", "$response.body#/id");
+                response.links.insert(operation.to_owned(), link.build().into());
+            }
+        }
+    }
 }
 
 /// Everything that is served.

@@ -4,7 +4,7 @@
 //! a program that performs no step, read and thrown away. Works also while the store is served.
 
 use crate::http::view;
-use rallypoint::{Actor, App, Encoded, RootError};
+use rallypoint::{Actor, App, Encoded, RootError, Status};
 use rallypoint_engine::saga::SagaActor;
 use rallypoint_host::store_tools::{self as tools, Progress, ToolError};
 use serde_json::Value;
@@ -33,6 +33,11 @@ pub enum LookError {
     /// The archive of sagas that have ended is damaged on every copy.
     #[error("the archive of ended sagas cannot be read: {0}; `rallypoint verify` says what is damaged")]
     Archive(String),
+    /// No saga ever has this status.
+    #[error(
+        "{0:?} is no status of a saga: running, waiting, paused, compensating, completed, compensated, stuck or abandoned"
+    )]
+    NoStatus(String),
     /// There is no such saga.
     #[error("there is no saga of the id {0:?} in this store")]
     NoSuchSaga(String),
@@ -111,6 +116,11 @@ pub fn list(
     limit: usize,
     progress: &mut dyn Progress,
 ) -> Result<(Vec<Value>, u64), LookError> {
+    if let Some(status) =
+        status.filter(|status| !Status::ALL.iter().any(|known| known.to_string() == **status))
+    {
+        return Err(LookError::NoStatus(status.to_owned()));
+    }
     let looked = look(dir, mirror, progress)?;
     let fits = |saga: &Value| {
         name.is_none_or(|name| saga["name"] == name) && status.is_none_or(|status| saga["status"] == status)

@@ -11,6 +11,7 @@ use crate::http::{Server, router};
 use crate::listen;
 use rallypoint::{App, RootError, Runtime, UnitNotice};
 use rallypoint_engine::command::Notice;
+use rallypoint_host::os::process::allow_open_files;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -22,7 +23,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// Connections at once: each takes a file descriptor, and the store needs some too.
+/// Most connections at once, of clients and to participants each, however many files are allowed.
 const CONNECTIONS: usize = 8_000;
 /// How long the last checkpoint may take.
 const CLOSE: Duration = Duration::from_secs(20);
@@ -34,6 +35,8 @@ pub struct ServeOptions {
     pub dir: PathBuf,
     /// Its second copy.
     pub mirror: Option<PathBuf>,
+    /// Go on with one copy although the other one is missing.
+    pub degraded: bool,
     /// Where to listen; port 0 = any that is free.
     pub listen: SocketAddr,
     /// Definitions that are put at start.
@@ -59,6 +62,7 @@ impl ServeOptions {
         Self {
             dir: dir.into(),
             mirror: None,
+            degraded: false,
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             sagas: None,
             token_file: None,
@@ -137,11 +141,19 @@ fn read_token(options: &ServeOptions) -> Result<Option<Token>, ServeError> {
     Ok(token)
 }
 
-fn open(options: &ServeOptions, catalog: &Arc<Catalog>) -> Result<Runtime, ServeError> {
-    let registry = declared::registry(Arc::clone(catalog)).map_err(ServeError::Caller)?;
+/// How many connections there may be of clients, and how many to participants. Each takes one of the
+/// files that the process may open; a quarter of them is left to the store, which fails without.
+fn connections() -> (usize, usize) {
+    let files = usize::try_from(allow_open_files()).unwrap_or(usize::MAX);
+    ((files / 2).clamp(8, CONNECTIONS), (files / 4).clamp(4, CONNECTIONS))
+}
+
+fn open(options: &ServeOptions, catalog: &Arc<Catalog>, calls: usize) -> Result<Runtime, ServeError> {
+    let registry = declared::registry(Arc::clone(catalog), calls).map_err(ServeError::Caller)?;
     let mut app = App::define()
         .actor::<catalog::DefinitionActor>()
         .sagas(registry)
+        .degraded(options.degraded)
         .allow_unsuitable_file_system(options.allow_unsuitable_file_system);
     if let Some(mirror) = &options.mirror {
         app = app.mirror(mirror);
@@ -166,11 +178,12 @@ pub async fn start(options: ServeOptions) -> Result<Running, ServeError> {
         .map_err(|error| ServeError::Listen { address: options.listen, error })?;
     let address = listener.local_addr().map_err(ServeError::Process)?;
 
+    let (of_clients, calls) = connections();
     let catalog = Arc::new(Catalog::default());
     let opened = {
         let (options, catalog) = (options.clone(), Arc::clone(&catalog));
         tokio::task::spawn_blocking(move || {
-            let opened = open(&options, &catalog);
+            let opened = open(&options, &catalog, calls);
             if let Ok(runtime) = &opened {
                 catalog.load(runtime).iter().for_each(|unread| (options.tell)(unread));
             }
@@ -188,7 +201,7 @@ pub async fn start(options: ServeOptions) -> Result<Running, ServeError> {
     if let Some(folder) = &options.sagas {
         let unread = |path: &PathBuf, error| ServeError::Folder { path: path.clone(), error };
         for file in catalog::files(folder).map_err(|error| unread(folder, error))? {
-            let text = std::fs::read_to_string(&file).map_err(|error| unread(&file, error))?;
+            let text = catalog::text_of(&file).map_err(|error| unread(&file, error))?;
             let put = catalog.put(&client, &text, &file.display().to_string(), None).await;
             put.map_err(|error| ServeError::Definition { file, error })?;
         }
@@ -211,7 +224,7 @@ pub async fn start(options: ServeOptions) -> Result<Running, ServeError> {
     let watching = tokio::spawn(watch_notices(Arc::clone(&server), options.tell));
     let router = router(Arc::clone(&server));
     let serving =
-        tokio::spawn(listen::serve(listener, router, drained, CONNECTIONS, options.drain, options.tell));
+        tokio::spawn(listen::serve(listener, router, drained, of_clients, options.drain, options.tell));
     Ok(Running { address, draining, serving, watching, server })
 }
 

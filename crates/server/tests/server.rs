@@ -776,4 +776,14 @@ fn the_description_names_every_path() {
         assert!(paths.contains_key(path), "{path}: {:?}", paths.keys());
     }
     assert!(api["components"]["schemas"]["SagaView"].is_object());
+    // Each request about one saga can be reached from the answer to its start, by an id that exists.
+    let ids: Vec<&Value> = paths
+        .values()
+        .flat_map(|path| path.as_object().unwrap().values())
+        .map(|operation| &operation["operationId"])
+        .collect();
+    let links = paths["/v1/sagas/{saga}"]["post"]["responses"]["201"]["links"].as_object().unwrap();
+    let about_one = paths.keys().filter(|path| path.starts_with("/v1/sagas/{saga}")).count();
+    assert_eq!(links.len(), about_one);
+    assert!(links.values().all(|link| ids.contains(&&link["operationId"])), "{links:?}");
 }

@@ -32,3 +32,22 @@ pub fn monotonic_nanos() -> u64 {
     debug_assert_eq!(result, 0, "CLOCK_MONOTONIC exists on every Linux");
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
+
+/// Lets this process have as many files open as it is allowed to, and gives how many that are.
+#[must_use]
+pub fn allow_open_files() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls read or write one `rlimit`, which is ours.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
+            // What every system gives at least.
+            return 256;
+        }
+        let most = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const most) == 0 {
+            most.rlim_cur
+        } else {
+            limit.rlim_cur
+        }
+    }
+}

@@ -15,6 +15,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
+use std::io;
 use std::sync::{Arc, LazyLock};
 
 type Found = minijinja::Value;
@@ -243,13 +244,56 @@ pub(crate) fn text(template: &str, scope: &Value) -> Result<String, String> {
 }
 
 fn text_by_library(template: &str, scope: &Value) -> Result<String, String> {
-    let filled = TEXTS.render_str(template, Serde(scope)).map_err(|error| explain(template, &error))?;
-    bounded(template, filled)
+    render(&TEXTS, template, Found::from(Serde(scope)))
+}
+
+/// Takes as much as is allowed, so that what is longer is never held.
+struct Bounded {
+    taken: Vec<u8>,
+    is_full: bool,
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.taken.len() + bytes.len() > TEXT_BYTES {
+            self.is_full = true;
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.taken.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn too_long(template: &str) -> String {
+    format!("the template {template:?} comes to more than {TEXT_BYTES} bytes")
+}
+
+/// What a text comes to; `None` as the error when it is too long.
+fn rendered(environment: &Environment<'_>, text: &str, scope: Found) -> Result<String, Option<Error>> {
+    let mut out = Bounded { taken: Vec::new(), is_full: false };
+    let done = environment
+        .template_from_str(text)
+        .and_then(|found| found.render_captured_to(scope, &mut out).map(drop));
+    match done {
+        // Only texts were written.
+        Ok(_) => Ok(String::from_utf8_lossy(&out.taken).into_owned()),
+        Err(_) if out.is_full => Err(None),
+        Err(error) => Err(Some(error)),
+    }
+}
+
+fn render(environment: &Environment<'_>, template: &str, scope: Found) -> Result<String, String> {
+    rendered(environment, template, scope)
+        .map_err(|error| error.map_or_else(|| too_long(template), |error| explain(template, &error)))
 }
 
 fn bounded(template: &str, filled: String) -> Result<String, String> {
     if filled.len() > TEXT_BYTES {
-        return Err(format!("the template {template:?} comes to more than {TEXT_BYTES} bytes"));
+        return Err(too_long(template));
     }
     Ok(filled)
 }
@@ -293,6 +337,10 @@ fn value_by_library(text: &str, scope: &Value) -> Result<Value, String> {
             if found.is_undefined() {
                 return Err(format!("the template {text:?} cannot be filled in: there is no such value"));
             }
+            let mut out = Bounded { taken: Vec::new(), is_full: false };
+            if serde_json::to_writer(&mut out, &found).is_err() && out.is_full {
+                return Err(too_long(text));
+            }
             serde_json::to_value(&found).map_err(|error| format!("the template {text:?}: {error}"))?
         }
     })
@@ -320,7 +368,7 @@ fn address_by_library(template: &str, scope: &Value) -> Result<String, String> {
         let part = if name == "vars" { vars_in_addresses(part) } else { Found::from(Serde(part)) };
         names.insert(name.as_str(), part);
     }
-    ADDRESSES.render_str(template, Found::from(names)).map_err(|error| explain(template, &error))
+    render(&ADDRESSES, template, Found::from(names))
 }
 
 /// Checks an address in which [`INSERTED`] stands before each value, and takes that out.
@@ -493,12 +541,13 @@ fn try_out(text: &str, is_address: bool, names: &Names<'_>) -> Option<Wrong> {
     let scope = [("input", anything()), ("steps", anything()), ("saga", anything()), ("vars", vars)];
     let scope = Found::from(BTreeMap::from(scope));
     let environment = if is_address { &TRIAL_ADDRESSES } else { &TRIAL };
-    match environment.render_str(text, scope) {
+    match rendered(environment, text, scope) {
         Ok(filled) if is_address => {
             whole(&filled).err().map(|why| (why, "write http://HOST/.. or {{ vars.NAME }}/..".into()))
         }
         Ok(_) => None,
-        Err(error) => match error.kind() {
+        Err(None) => Some((too_long(text), "hand a reference on instead of the data".into())),
+        Err(Some(error)) => match error.kind() {
             ErrorKind::UnknownFilter
             | ErrorKind::UnknownFunction
             | ErrorKind::UnknownTest

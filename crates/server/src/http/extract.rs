@@ -5,8 +5,10 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::time::Duration;
 
 /// The parts of the path.
 pub(crate) struct Path<T>(pub(crate) T);
@@ -52,11 +54,45 @@ fn media(headers: &HeaderMap) -> Option<(Media, String)> {
     Some((media, text))
 }
 
+fn too_large() -> Problem {
+    Problem::new(Kind::TooLarge, format!("a body has at most {} bytes", super::BODY_BYTES))
+}
+
+/// How long a body may take to come.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A body that is too long but no longer than this is read and let go of, for so long at most.
+const PASSED_OVER: u64 = 16 << 20;
+const PASSING: Duration = Duration::from_secs(5);
+
 async fn bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
-    Bytes::from_request(request, state).await.map_err(|error| {
+    bytes_within(PATIENCE, request, state).await
+}
+
+async fn bytes_within<S: Send + Sync>(
+    patience: Duration,
+    request: Request,
+    state: &S,
+) -> Result<Bytes, Problem> {
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let said: Option<u64> = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    if let Some(said) = said.filter(|said| *said > super::BODY_BYTES as u64) {
+        // Who still sends when the connection is closed may never read the answer.
+        if said <= PASSED_OVER {
+            let mut rest = request.into_body().into_data_stream();
+            let _ =
+                tokio::time::timeout(PASSING, async { while let Some(Ok(_)) = rest.next().await {} }).await;
+        }
+        return Err(too_large());
+    }
+    let read = tokio::time::timeout(patience, Bytes::from_request(request, state)).await;
+    let read = read.map_err(|_| {
+        let text = format!("the body did not come within {patience:?}");
+        Problem::new(Kind::TooSlow, text)
+    })?;
+    read.map_err(|error| {
         if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            let text = format!("a body has at most {} bytes", super::BODY_BYTES);
-            Problem::new(Kind::TooLarge, text)
+            too_large()
         } else {
             Problem::malformed(error.body_text())
         }
@@ -111,5 +147,20 @@ impl<S: Send + Sync> FromRequest<S> for TextBody {
         let text = String::from_utf8(bytes.to_vec())
             .map_err(|error| Problem::malformed(format!("the body is no UTF-8: {error}")))?;
         Ok(Self(text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+    use futures_util::stream;
+    use std::convert::Infallible;
+
+    #[tokio::test]
+    async fn a_body_that_does_not_end_is_not_waited_for() {
+        let request = Request::new(Body::from_stream(stream::pending::<Result<&str, Infallible>>()));
+        let problem = bytes_within(Duration::from_millis(1), request, &()).await.unwrap_err();
+        assert_eq!(serde_json::to_value(problem).unwrap()["status"], 408);
     }
 }
