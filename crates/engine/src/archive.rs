@@ -35,10 +35,11 @@ use std::ops::Range;
 
 /// First byte of a part's header; another one is of a newer release.
 const FORMAT: u8 = 1;
-/// Bits of the filter for each saga: one of 2,000 others is taken for one of its own.
-const FILTER_BITS: usize = 16;
+/// Bits of the filter for each saga: of 70,000 other ids one is taken for one of its own. (A start that
+/// a filter does not turn away waits for a read of the disk, and asks the filter of every part.)
+const FILTER_BITS: usize = 24;
 /// Bits that one saga sets.
-const PROBES: u64 = 8;
+const PROBES: u64 = 12;
 /// Bytes of a row of the index, with and without a body.
 const INDEX_ROW: usize = 20;
 const HASH_ROW: usize = 8;
