@@ -122,15 +122,30 @@ pub fn encode<T: Serialize + ?Sized>(
     out.extend_from_slice(&schema.to_le_bytes());
     match codec {
         Codec::Named => rmp_serde::encode::write_named(out, value).map_err(|e| fail(e.to_string())),
-        Codec::Compact => postcard::to_extend(value, VecSink(out)).map(drop).map_err(|e| fail(e.to_string())),
+        Codec::Compact => postcard::serialize_with_flavor(value, Sink(out)).map_err(|e| fail(e.to_string())),
     }
 }
 
 /// postcard appends to anything that is `Extend<u8>`; this lends it a vector.
-struct VecSink<'a>(&'a mut Vec<u8>);
+/// Whole slices at once: postcard's own flavor for what can be extended goes byte by byte.
+struct Sink<'a>(&'a mut Vec<u8>);
 
-impl Extend<u8> for VecSink<'_> {
-    fn extend<I: IntoIterator<Item = u8>>(&mut self, iter: I) {
-        self.0.extend(iter);
+impl postcard::ser_flavors::Flavor for Sink<'_> {
+    type Output = ();
+
+    #[inline]
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    #[inline]
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
     }
 }

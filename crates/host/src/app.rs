@@ -468,6 +468,13 @@ impl Runtime {
         homes.map(|home| home.inline_drives.load(std::sync::atomic::Ordering::Relaxed)).sum()
     }
 
+    /// Commits that were made on the thread of a caller, or of a saga that ran alone.
+    #[must_use]
+    pub fn inline_commits(&self) -> u64 {
+        let homes = self.node.homes().iter();
+        homes.map(|home| home.inline_commits.load(std::sync::atomic::Ordering::Relaxed)).sum()
+    }
+
     /// Durable commits of all journals since the store was made; each was one synced write per copy.
     #[must_use]
     pub fn commits(&self) -> u64 {

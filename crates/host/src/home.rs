@@ -60,6 +60,8 @@ pub(crate) struct Home {
     page: OnceLock<Arc<RunningPage>>,
     /// Commits that went from sealing to reply on a caller's thread, and on the standing one.
     pub(crate) inline_drives: AtomicU64,
+    /// Commits that a caller's thread made.
+    pub(crate) inline_commits: AtomicU64,
 }
 
 #[derive(Default)]
@@ -118,6 +120,7 @@ impl Home {
             checkpointing: AtomicBool::new(false),
             page: OnceLock::new(),
             inline_drives: AtomicU64::new(0),
+            inline_commits: AtomicU64::new(0),
         })
     }
 
@@ -328,6 +331,7 @@ impl Home {
             }
             if serving.is_committing() {
                 self.pump_waiting(serving);
+                self.inline_commits.fetch_add(1, Ordering::Relaxed);
                 any = true;
             } else if self.inbox_is_empty() {
                 break;

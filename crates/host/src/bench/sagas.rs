@@ -142,7 +142,7 @@ pub fn run(settings: &Settings) -> io::Result<Report> {
     };
     for (at_once, refuse, must) in [(64, false, 20_000.0), (1024, false, 60_000.0), (64, true, 12_000.0)] {
         let (definition, dir) = area.store();
-        rows.push(at_once_row(&tokio, definition, &dir, at_once, refuse, settings.time, must)?);
+        rows.extend(at_once_rows(&tokio, definition, &dir, at_once, refuse, settings.time, must)?);
     }
     let (definition, dir) = area.store();
     rows.extend(disk(&tokio, definition, &dir)?);
@@ -181,10 +181,10 @@ fn one_at_a_time(
     let sagas = sagas(runtime)?;
     let slice = time / TURNS / 2;
     let (mut times, mut limits, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut at, mut commits) = (0_u64, 0);
+    let (mut at, mut commits, mut inline) = (0_u64, 0, 0);
     for _ in 0..TURNS {
         let here = bare.times(slice)?;
-        let before = written(runtime).0;
+        let (before, inline_before) = (written(runtime).0, runtime.inline_commits());
         let ours = tokio.block_on(async {
             let (started, mut ours) = (Instant::now(), Vec::new());
             while started.elapsed() < slice {
@@ -196,10 +196,13 @@ fn one_at_a_time(
             Ok::<_, io::Error>(ours)
         })?;
         commits += written(runtime).0 - before;
+        inline += runtime.inline_commits() - inline_before;
         ratios.push(median(&ours) / median(&here));
         times.extend(ours);
         limits.extend(here);
     }
+    // A commit that the saga's own thread does not make costs a hop to the one that does, and one back.
+    let hops = 2.0 * commits.saturating_sub(inline) as f64 / at as f64;
     Ok(vec![
         Row::beside(
             "embedded, 1 at a time, p50",
@@ -211,6 +214,7 @@ fn one_at_a_time(
         ),
         Row::plain("embedded, 1 at a time, p99", quantile(&times, 0.99), "us"),
         Row::plain("embedded, 1 at a time, syncs per saga", commits as f64 / at as f64, ""),
+        Row::plain("embedded, 1 at a time, thread hops per saga", hops, "hops"),
     ])
 }
 
@@ -251,7 +255,7 @@ async fn load(
     Ok(next.load(Ordering::Relaxed) - at_once)
 }
 
-fn at_once_row(
+fn at_once_rows(
     tokio: &tokio::runtime::Runtime,
     definition: App,
     dir: &Path,
@@ -259,15 +263,21 @@ fn at_once_row(
     refuse: bool,
     time: Duration,
     must: f64,
-) -> io::Result<Row> {
+) -> io::Result<Vec<Row>> {
     let _inside = tokio.enter();
     let runtime = app(definition).layout(4, 1).open(dir).map_err(root_error)?;
     let sagas = sagas(&runtime)?;
+    let before = written(&runtime).0;
     let started = Instant::now();
     let done = tokio.block_on(load(&sagas, at_once, refuse, Arc::new(move |_| started.elapsed() < time)))?;
     let rate = done as f64 / started.elapsed().as_secs_f64();
     let what = if refuse { "failing third step, two compensations, " } else { "" };
-    Ok(Row::judged(format!("embedded, {what}{at_once} at once"), rate, "/s", Must::ValueAtLeast(must)))
+    let syncs = (written(&runtime).0 - before) as f64 / done as f64;
+    let case = format!("embedded, {what}{at_once} at once");
+    Ok(vec![
+        Row::judged(case.clone(), rate, "/s", Must::ValueAtLeast(must)),
+        Row::plain(format!("{case}, syncs per saga"), syncs, ""),
+    ])
 }
 
 fn disk(tokio: &tokio::runtime::Runtime, definition: App, dir: &Path) -> io::Result<Vec<Row>> {
