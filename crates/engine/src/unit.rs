@@ -1306,9 +1306,12 @@ impl<D: Disk> Unit<D> {
                 self.events.notice(now, notice, outside);
                 return;
             }
+            let back_to = self.checkpoints.version(log, version).map(|info| info.manifest.position);
+            self.undo_archive(index, back_to.unwrap_or_default());
             let event = Event::new(now, EventKind::Rollback).with("partition", id);
             self.events.add(event.with("version", version).with("epoch", epoch));
         }
+        let member = &mut self.members[index];
         member.partition.append_epoch(epoch, &mut self.outbox);
         member.rollback = Some((version, member.partition.log_tail()));
     }

@@ -461,6 +461,22 @@ fn a_restart_takes_a_saga_out_of_the_archive_and_a_refused_one_does_not() {
 }
 
 #[test]
+fn a_saga_that_ended_twice_lies_in_its_part_once() {
+    let mut world = World::new(small());
+    with_a_step(&mut world, "twice");
+    let answer = world.ask("twice", &SagaMessage::Event(Event::Restart(0)));
+    assert_eq!(answer, Answer::Reply(SagaReply::Accepted(Status::Compensating)));
+    world.ask("twice", &SagaMessage::Event(Event::Abandon));
+    for at in 0..5 {
+        world.start(&format!("s-{at}"));
+    }
+    world.settle();
+    assert!(!world.in_memory().contains("twice"));
+    assert_eq!(world.archived().iter().filter(|id| *id == "twice").count(), 1);
+    assert_eq!(world.status("twice"), Some(Status::Abandoned));
+}
+
+#[test]
 fn a_child_stays_until_its_root_has_ended_and_comes_back_with_it() {
     let mut world = World::new(small());
     let what = What::Child { saga: "order".into(), input: Blob::default() };

@@ -27,9 +27,10 @@ use rallypoint_base::wire::Reader;
 use rallypoint_saga::event::Event;
 use rallypoint_saga::machine::Refusal;
 use rallypoint_saga::op::What;
-use rallypoint_store::checkpoint::{Begin, CHUNK_BYTES, CheckpointStore};
+use rallypoint_store::checkpoint::{Begin, CHUNK_BYTES, CheckpointStore, VersionInfo};
 use rallypoint_store::copies::Copies;
 use rallypoint_store::disk::Disk;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Sagas that are gathered, or let go of, between two looks at what else there is to do.
@@ -71,6 +72,8 @@ struct Gathering {
     builder: PartBuilder,
     /// Id and how many events each had.
     sagas: Vec<(String, u32)>,
+    /// One that ended, was restarted and ended again waits twice.
+    seen: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -161,10 +164,12 @@ impl<D: Disk> Unit<D> {
             }
             Stage::Gathering(mut gathering) => {
                 let room = limits.archive_batch.max(1) - gathering.builder.len();
-                let Gathering { builder, sagas } = &mut *gathering;
+                let Gathering { builder, sagas, seen } = &mut *gathering;
                 partition.gather_ended(AT_ONCE.min(room), &mut |id, actor, state| {
-                    builder.add(&id, actor, state);
-                    sagas.push((id, actor.machine().events()));
+                    if seen.insert(id.clone()) {
+                        builder.add(&id, actor, state);
+                        sagas.push((id, actor.machine().events()));
+                    }
                 });
                 let full = builder.len() >= limits.archive_batch.max(1) || builder.bytes() >= PART_BYTES;
                 if !full && partition.ended() > 0 {
@@ -276,6 +281,10 @@ impl<D: Disk> Unit<D> {
         match std::mem::take(&mut archive.stage) {
             Stage::Writing(writing) if writing.part.version == version => {
                 let WritingPart { part, sagas, .. } = *writing;
+                if part.kind == PartKind::Deleted {
+                    // There may be more that is old enough.
+                    self.next_expiry = Time(0);
+                }
                 for &replaced in &part.replaces {
                     archive.parts.retain(|part| part.version != replaced);
                     self.checkpoints.give_up(log, replaced);
@@ -287,6 +296,28 @@ impl<D: Disk> Unit<D> {
                 }
             }
             other => archive.stage = other,
+        }
+    }
+
+    /// The partition goes back to `position` of its log: what is in the making, and parts that show more
+    /// than that, are of an undone history.
+    pub(super) fn undo_archive(&mut self, index: usize, position: Position) {
+        let Member { partition, archive, .. } = &mut self.members[index];
+        let log = LogId::archive(partition.id());
+        archive.stage = Stage::Idle;
+        self.checkpoints.abort(self.store.copies(), log);
+        let shows_more = |info: &&VersionInfo| info.manifest.position > position;
+        let undone: Vec<Version> = self
+            .checkpoints
+            .versions(log)
+            .iter()
+            .filter(shows_more)
+            .map(|info| info.manifest.version)
+            .collect();
+        for version in undone {
+            self.members[index].archive.parts.retain(|part| part.version != version);
+            self.checkpoints.give_up(log, version);
+            self.collect_due = true;
         }
     }
 
