@@ -287,6 +287,23 @@ async fn a_restart_from_a_step_undoes_it_and_runs_it_under_new_keys() {
     assert!(machine.ops().iter().all(|op| op.undo == UndoState::None));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_waits_for_sagas_that_end_at_once_does_not_wait_for_a_look_each_second() {
+    let dir = tempfile::tempdir().unwrap();
+    async fn nothing(_: Saga<World>, (): ()) -> Result<u32, SagaError> {
+        Ok(7)
+    }
+    let (_runtime, sagas) = open(dir.path(), registry(&World::default()).saga("nothing", 1, nothing));
+    // Thirty looks would take thirty seconds.
+    let all = async {
+        for at in 0..30 {
+            let handle = sagas.start("nothing", &format!("n-{at}"), &()).await.unwrap();
+            assert_eq!(handle.wait::<u32>().await.unwrap(), 7);
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(15), all).await.expect("no second for each");
+}
+
 /// Each answer is small; together they are more than a journal may hold.
 async fn fills(s: Saga<World>, count: u32) -> Result<(), SagaError> {
     for _ in 0..count {

@@ -169,6 +169,8 @@ impl Sagas {
         let seen = handle.watch.hints();
         let turn = self.driver.begin(name, options.version, id, &input);
         let began = turn.is_some();
+        // One that ends with its first turn ends with its start, and no hint will tell.
+        let has_ended = turn.as_ref().is_some_and(|turn| turn.end.is_some());
         let start = Start {
             name: name.to_owned(),
             version: options.version,
@@ -186,7 +188,7 @@ impl Sagas {
         }
         match reply {
             Ok(SagaReply::Started(is_new)) => {
-                handle.fresh = is_new.then_some(seen);
+                handle.fresh = (is_new && !has_ended).then_some(seen);
                 Ok((handle, is_new))
             }
             Ok(_) => Err(SagaStoreError::Failed("an answer of another kind".into()).into()),
