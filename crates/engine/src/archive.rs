@@ -384,3 +384,55 @@ pub(crate) fn rows(directory: &[u8]) -> Result<Vec<ArchivedRow>, Malformed> {
     }
     Ok(rows)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{deleted, probes, rows, split_body};
+    use crate::archive::Part;
+    use rallypoint_base::hash::xxh3;
+    use rallypoint_base::id::Version;
+    use rallypoint_base::random::Random;
+    use rallypoint_base::time::Time;
+
+    #[test]
+    fn a_filter_knows_its_own_and_few_others() {
+        let hash = |at: u64| xxh3(&at.to_le_bytes());
+        let (part, content) = deleted(Time(7), vec![Version(1)], (0..2_000).map(hash).collect());
+        let part = Part::load(Version(3), &part.save()).expect("it reads back");
+        assert!((0..2_000).all(|at| part.may_hold(hash(at)) && part.places(&content, hash(at)).len() == 1));
+        let taken = (2_000..202_000).filter(|&at| part.may_hold(hash(at))).count();
+        assert!(taken < 40, "{taken} of 200,000 others are taken for one of its own");
+        assert!((2_000..4_000).all(|at| part.places(&content, hash(at)).is_empty()));
+        // Both halves of the hash matter, and a filter of one word works.
+        assert_eq!(probes(5, 1).map(|(word, _)| word).max(), Some(0));
+    }
+
+    #[test]
+    fn changed_bytes_are_refused_or_read_and_never_panic() {
+        let (part, content) = deleted(Time(7), vec![Version(1), Version(2)], vec![3, 1 << 40, u64::MAX]);
+        let header = part.save();
+        let look = |bytes: &[u8]| {
+            if let Ok(part) = Part::load(Version(3), bytes) {
+                part.may_hold(3);
+                part.places(&content, 3);
+                part.hashes(&content);
+                let _ = (part.index(), part.directory());
+            }
+        };
+        for at in 0..header.len() {
+            assert!(Part::load(Version(3), &header[..at]).is_err(), "a header of {at} bytes");
+            for bit in 0..8 {
+                let mut changed = header.clone();
+                changed[at] ^= 1 << bit;
+                look(&changed);
+            }
+        }
+        let mut random = Random::new(1);
+        for _ in 0..20_000 {
+            let bytes: Vec<u8> = (0..random.below(60)).map(|_| random.next_u64() as u8).collect();
+            look(&bytes);
+            let _ = rows(&bytes);
+            let _ = split_body(&bytes);
+        }
+    }
+}
