@@ -115,7 +115,7 @@ pub struct Trace {
     pub span: u64,
 }
 
-impl fmt::Display for Trace {
+impl Display for Trace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "00-{:032x}-{:016x}-01", self.trace, self.span)
     }
