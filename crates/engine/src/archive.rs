@@ -30,6 +30,7 @@ use rallypoint_base::time::Time;
 use rallypoint_base::wire::{Malformed, Reader, put_bytes, put_varint};
 use rallypoint_saga::op::Failure;
 use rallypoint_saga::status::Status;
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -100,7 +101,8 @@ pub struct Part {
 pub(crate) struct PartBuilder {
     bodies: Vec<u8>,
     index: Vec<(u64, u64, u32)>,
-    directory: Vec<((std::cmp::Reverse<Time>, String), Vec<u8>)>,
+    /// The newest start first.
+    directory: Vec<(Reverse<Time>, String, Vec<u8>)>,
     newest_end: Time,
     oldest_start: Option<Time>,
     newest_start: Time,
@@ -166,7 +168,7 @@ impl PartBuilder {
             }
         }
         put_bytes(&mut row, &error);
-        self.directory.push(((std::cmp::Reverse(machine.created()), id.to_owned()), row));
+        self.directory.push((Reverse(machine.created()), id.to_owned(), row));
         self.newest_end = self.newest_end.max(machine.updated());
         self.newest_start = self.newest_start.max(machine.created());
         self.oldest_start = Some(self.oldest_start.map_or(machine.created(), |at| at.min(machine.created())));
@@ -193,7 +195,7 @@ impl PartBuilder {
             content.extend_from_slice(&offset.to_le_bytes());
             content.extend_from_slice(&len.to_le_bytes());
         }
-        for (_, row) in &self.directory {
+        for (_, _, row) in &self.directory {
             put_bytes(&mut content, row);
         }
         let part = Part {

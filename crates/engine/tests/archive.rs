@@ -392,10 +392,9 @@ fn the_audit_finds_a_part_that_is_gone() {
     }
     world.settle();
     world.unit = None;
-    let names = world.drive.files().into_iter().map(|(name, _)| name);
-    let log = LogId::archive(HERE).0;
-    let manifest =
-        names.filter(|name| name.starts_with(&format!("cp-{log:05}-")) && name.ends_with(".manifest")).last();
+    let mut names = world.drive.files().into_iter().map(|(name, _)| name);
+    let begin = format!("cp-{:05}-", LogId::archive(HERE).0);
+    let manifest = names.rfind(|name| name.starts_with(&begin) && name.ends_with(".manifest"));
     assert!(world.drive.zero_block(&manifest.expect("a part"), 0));
     world.reopen();
     let found = audit(&mut world, &ids);

@@ -364,7 +364,7 @@ async fn wait_for(sagas: &Sagas, numbers: std::ops::Range<u64>) -> io::Result<()
 /// Sagas in the middle of a step when their process is killed.
 const RUNNING: u64 = 1_000;
 
-/// In a process of its own: fills a store with sagas that have ended and with [`RUNNING`] in the middle
+/// In a process of its own: fills a store with sagas that have ended and with a thousand in the middle
 /// of a step, says `ready` on its output, and waits to be killed.
 ///
 /// # Errors
