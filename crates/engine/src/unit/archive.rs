@@ -27,7 +27,7 @@ use rallypoint_base::wire::Reader;
 use rallypoint_saga::event::Event;
 use rallypoint_saga::machine::Refusal;
 use rallypoint_saga::op::What;
-use rallypoint_store::checkpoint::{Begin, CHUNK_BYTES, CheckpointStore, VersionInfo};
+use rallypoint_store::checkpoint::{Begin, CHUNK_BYTES, CheckpointStore, ReadError, VersionInfo};
 use rallypoint_store::copies::Copies;
 use rallypoint_store::disk::Disk;
 use std::collections::BTreeSet;
@@ -394,7 +394,12 @@ impl<D: Disk> Unit<D> {
             };
             let copies = self.store.copies();
             let mut read = |range| {
-                self.checkpoints.read_range(copies, log, version, range).map_err(|error| error.to_string())
+                self.checkpoints.read_range(copies, log, version, range).map_err(|error| match error {
+                    ReadError::Damaged { chunk, .. } => {
+                        format!("its part {version} is bad at chunk {chunk} on every copy; a backup may have it")
+                    }
+                    error => error.to_string(),
+                })
             };
             for place in part.places(&read(part.index())?, hash) {
                 if part.kind == PartKind::Deleted {
