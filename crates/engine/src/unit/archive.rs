@@ -396,7 +396,9 @@ impl<D: Disk> Unit<D> {
             let mut read = |range| {
                 self.checkpoints.read_range(copies, log, version, range).map_err(|error| match error {
                     ReadError::Damaged { chunk, .. } => {
-                        format!("its part {version} is bad at chunk {chunk} on every copy; a backup may have it")
+                        format!(
+                            "its part {version} is bad at chunk {chunk} on every copy; a backup may have it"
+                        )
                     }
                     error => error.to_string(),
                 })
