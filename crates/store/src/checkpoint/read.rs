@@ -181,16 +181,13 @@ impl CheckpointStore {
                     .map_err(|bad| (copy, bad)),
                 None => Err((0, Bad::Missing)),
             };
+            let read = read
+                .or_else(|bad| self.chunk_elsewhere(copies, &manifest, &files, index, offsets[index], bad));
             let data = match read {
                 Ok(data) => data,
-                Err(bad) => {
-                    match self.chunk_elsewhere(copies, &manifest, &files, index, offsets[index], bad) {
-                        Ok(data) => data,
-                        Err(error) => {
-                            result = Err(error);
-                            break;
-                        }
-                    }
+                Err(error) => {
+                    result = Err(error);
+                    break;
                 }
             };
             let inner = range.start.max(start) - start..range.end.min(end) - start;
