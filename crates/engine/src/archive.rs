@@ -54,22 +54,22 @@ pub enum PartKind {
     Deleted,
 }
 
-/// A saga of the archive in one line of a list.
+/// A saga in one line of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ArchivedRow {
+pub struct SagaSummary {
     /// Its id.
     pub id: String,
     /// Its name.
     pub name: String,
     /// Declared version of its function.
     pub version: u32,
-    /// How it ended.
+    /// Its status.
     pub status: Status,
     /// When it began.
     pub created: Time,
-    /// When it ended.
+    /// When something last happened to it.
     pub updated: Time,
-    /// Why it failed.
+    /// Why it failed or is stuck.
     pub error: Option<Failure>,
 }
 
@@ -370,7 +370,7 @@ pub(crate) fn split_body(body: &[u8]) -> Result<(&str, &[u8]), Malformed> {
 ///
 /// # Errors
 /// [`Malformed`] when the bytes are none.
-pub(crate) fn rows(directory: &[u8]) -> Result<Vec<ArchivedRow>, Malformed> {
+pub(crate) fn rows(directory: &[u8]) -> Result<Vec<SagaSummary>, Malformed> {
     let mut reader = Reader::new(directory);
     let mut rows = Vec::new();
     while !reader.is_empty() {
@@ -382,7 +382,7 @@ pub(crate) fn rows(directory: &[u8]) -> Result<Vec<ArchivedRow>, Malformed> {
         let name = row.text("name")?.to_owned();
         let id = row.text("id")?.to_owned();
         let error = Encoded::split(row.bytes("error")?).and_then(|encoded| encoded.decode().ok());
-        rows.push(ArchivedRow { id, name, version, status, created, updated, error });
+        rows.push(SagaSummary { id, name, version, status, created, updated, error });
     }
     Ok(rows)
 }

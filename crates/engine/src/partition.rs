@@ -868,7 +868,7 @@ impl Partition {
         self.marks.clear();
         self.set_aside.clear();
         self.leftover.clear();
-        self.forget_ended();
+        self.ended.clear();
         self.position = Position(0);
         self.checkpoint.writing = None;
         self.checkpoint.frozen = None;
@@ -883,8 +883,7 @@ impl Partition {
     pub fn append_epoch(&mut self, epoch: Epoch, out: &mut Outbox) {
         self.epoch = epoch;
         let parent = self.position;
-        self.append(kind::EPOCH, out, |bytes| put_varint(bytes, parent.0));
-        self.appended.pop_back(); // not a run: its durability is the host's affair
+        self.append_no_run(kind::EPOCH, out, |bytes| put_varint(bytes, parent.0));
     }
 
     /// A rollback asked for by [`Command::Restore`] is done and durable.
@@ -1680,6 +1679,12 @@ impl Partition {
         out.commands.push(Command::Append { kind, position, epoch, payload });
     }
 
+    /// [`Self::append`] of a record without a run: its durability is the host's affair.
+    fn append_no_run(&mut self, kind: u8, out: &mut Outbox, encode: impl FnOnce(&mut Vec<u8>)) {
+        self.append(kind, out, encode);
+        self.appended.pop_back();
+    }
+
     // ---------------------------------------------------------------- careful mode
 
     fn append_mark(&mut self, identity: u64, mark: Mark, out: &mut Outbox) {
@@ -2040,8 +2045,8 @@ impl Partition {
         self.set_aside.retain(|entry| entry.position != position);
         let dropped = before != self.set_aside.len();
         if dropped {
-            self.append(kind::DROP, out, |bytes| bytes.extend_from_slice(&record::encode_drop(position)));
-            self.appended.pop_back(); // not a run: its durability is the host's affair
+            let payload = record::encode_drop(position);
+            self.append_no_run(kind::DROP, out, |bytes| bytes.extend_from_slice(&payload));
         }
         dropped
     }

@@ -228,14 +228,11 @@ pub fn decode_drop(bytes: &[u8]) -> Result<Position, Malformed> {
     Reader::new(bytes).varint("dropped run").map(Position)
 }
 
-/// The payload of an ARCHIVED record: the part that holds the sagas, and their ids.
-#[must_use]
-pub fn encode_archived(part: Version, ids: &[String]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(16 + ids.iter().map(|id| id.len() + 1).sum::<usize>());
-    put_varint(&mut out, part.0);
-    put_varint(&mut out, ids.len() as u64);
-    ids.iter().for_each(|id| put_bytes(&mut out, id.as_bytes()));
-    out
+/// Writes the payload of an ARCHIVED record: the part that holds the sagas, and their ids.
+pub fn encode_archived(part: Version, ids: &[String], out: &mut Vec<u8>) {
+    put_varint(out, part.0);
+    put_varint(out, ids.len() as u64);
+    ids.iter().for_each(|id| put_bytes(out, id.as_bytes()));
 }
 
 /// Reads it.
@@ -252,13 +249,10 @@ pub fn decode_archived(payload: &[u8]) -> Result<(Version, Vec<&str>), Malformed
     Ok((part, ids))
 }
 
-/// The payload of a REVIVED record: the saga's id and its state.
-#[must_use]
-pub fn encode_revived(id: &str, state: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(id.len() + state.len() + 8);
-    put_bytes(&mut out, id.as_bytes());
-    put_bytes(&mut out, state);
-    out
+/// Writes the payload of a REVIVED record: the saga's id and its state.
+pub fn encode_revived(id: &str, state: &[u8], out: &mut Vec<u8>) {
+    put_bytes(out, id.as_bytes());
+    put_bytes(out, state);
 }
 
 /// Reads it.

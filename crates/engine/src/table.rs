@@ -251,7 +251,13 @@ impl<A: Actor> TypedTable<A> {
         }
     }
 
-    fn message(encoded: Encoded<'_>) -> Result<A::Message, CodecError> {
+    /// A state, of whatever schema.
+    pub(crate) fn state(encoded: Encoded<'_>) -> Result<A, CodecError> {
+        if encoded.schema == A::SCHEMA { encoded.decode() } else { A::migrate(encoded) }
+    }
+
+    /// A message, of whatever schema.
+    pub(crate) fn message(encoded: Encoded<'_>) -> Result<A::Message, CodecError> {
         if encoded.schema == A::SCHEMA { encoded.decode() } else { A::migrate_message(encoded) }
     }
 
@@ -474,8 +480,7 @@ impl<A: Actor> Table for TypedTable<A> {
 
     fn load(&mut self, key: &str, state: Encoded<'_>) -> Result<(), CodecError> {
         // It is the application's own code, and must not take the whole directory with it.
-        let read = || if state.schema == A::SCHEMA { state.decode() } else { A::migrate(state) };
-        let state = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
+        let state = catch_unwind(AssertUnwindSafe(|| Self::state(state))).unwrap_or_else(|panic| {
             let Encoded { codec, schema, bytes } = state;
             let detail = format!("panicked: {}", panic_text(&*panic));
             Err(CodecError::Decode { what: type_name::<A>(), codec, schema, len: bytes.len(), detail })

@@ -6,7 +6,7 @@
 //!
 //! Invariant: a saga is let go of only as it stands in the part; one that went on since stays.
 
-use super::{Known, Outbox, Partition, ReplayError, VecDeque};
+use super::{Known, Outbox, Partition, ReplayError};
 use crate::actor::Actor;
 use crate::codec::{Encoded, encode};
 use crate::command::Outcome;
@@ -99,9 +99,7 @@ impl Partition {
             }
         }
         if !gone.is_empty() {
-            let payload = record::encode_archived(part, &gone);
-            self.append(kind::ARCHIVED, out, |bytes| bytes.extend_from_slice(&payload));
-            self.appended.pop_back(); // not a run: its durability is the host's affair
+            self.append_no_run(kind::ARCHIVED, out, |bytes| record::encode_archived(part, &gone, bytes));
         }
     }
 
@@ -112,9 +110,7 @@ impl Partition {
     /// Takes a saga back as the archive holds it.
     pub(crate) fn revive(&mut self, id: &str, state: &[u8], out: &mut Outbox) -> Result<(), ReplayError> {
         self.put_back(id, state)?;
-        let payload = record::encode_revived(id, state);
-        self.append(kind::REVIVED, out, |bytes| bytes.extend_from_slice(&payload));
-        self.appended.pop_back(); // not a run: its durability is the host's affair
+        self.append_no_run(kind::REVIVED, out, |bytes| record::encode_revived(id, state, bytes));
         Ok(())
     }
 
@@ -133,7 +129,7 @@ impl Partition {
         table.put_back(id, encoded).map_err(|error| wrong(error.to_string()))
     }
 
-    /// True for an input that has been run, or is too old to be.
+    /// True for an input that is not to be run: it has been, it is too old, or nothing runs here.
     pub(crate) fn knows_input(&self, session: SessionId, seq: InputSeq) -> bool {
         self.stopped || !self.live || self.sessions.look_up(session, seq) != Known::New
     }
@@ -156,10 +152,5 @@ impl Partition {
             Ok(Delivered::Failed(error)) => (Outcome::Failed, error.to_string().into_bytes()),
             Err(panic) => (Outcome::Failed, super::panic_text(&*panic).into_bytes()),
         }
-    }
-
-    /// Nothing of an undone history waits to be put away.
-    pub(super) fn forget_ended(&mut self) {
-        self.ended = VecDeque::new();
     }
 }

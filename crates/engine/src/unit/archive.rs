@@ -14,12 +14,13 @@
 
 use super::{Member, OpenError, Outside, Unit, UnitNotice};
 use crate::actor::Actor;
-use crate::archive::{ArchivedRow, Part, PartBuilder, PartKind, deleted, rows, split_body};
+use crate::archive::{Part, PartBuilder, PartKind, SagaSummary, deleted, rows, split_body};
 use crate::codec::{Codec, Encoded, encode};
 use crate::command::{Notice, Outcome};
 use crate::parcel::{Body, Parcel, kind_tag};
 use crate::partition::Partition;
 use crate::saga::{SagaActor, SagaMessage, child_id};
+use crate::table::TypedTable;
 use rallypoint_base::hash::xxh3;
 use rallypoint_base::id::{InputSeq, LogId, PartitionId, Position, SessionId, Version};
 use rallypoint_base::time::Time;
@@ -419,9 +420,7 @@ impl<D: Disk> Unit<D> {
 
     fn decode(state: &[u8]) -> Result<SagaActor, String> {
         let encoded = Encoded::split(state).ok_or("an archived saga without codec")?;
-        let read =
-            if encoded.schema == SagaActor::SCHEMA { encoded.decode() } else { SagaActor::migrate(encoded) };
-        read.map_err(|error| error.to_string())
+        TypedTable::<SagaActor>::state(encoded).map_err(|error| error.to_string())
     }
 
     /// A saga that lies in a partition's archive and not in memory.
@@ -454,7 +453,7 @@ impl<D: Disk> Unit<D> {
         &mut self,
         partition: PartitionId,
         version: Version,
-    ) -> Result<Vec<ArchivedRow>, String> {
+    ) -> Result<Vec<SagaSummary>, String> {
         let Some(index) = self.index(partition) else { return Ok(Vec::new()) };
         let log = LogId::archive(partition);
         let member = &self.members[index];
@@ -564,12 +563,7 @@ impl<D: Disk> Unit<D> {
             return None;
         }
         let Body::Message(bytes) = decoded.body else { return None };
-        let encoded = Encoded::split(bytes)?;
-        let message = if encoded.schema == SagaActor::SCHEMA {
-            encoded.decode()
-        } else {
-            SagaActor::migrate_message(encoded)
-        };
+        let message = TypedTable::<SagaActor>::message(Encoded::split(bytes)?);
         Some((decoded.key, message.ok()?))
     }
 

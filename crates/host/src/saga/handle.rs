@@ -10,6 +10,7 @@ use rallypoint_base::hash::xxh3;
 use rallypoint_base::limits::KEY_BYTES;
 use rallypoint_base::time::Time;
 use rallypoint_engine::archive::Part;
+pub use rallypoint_engine::archive::SagaSummary;
 use rallypoint_engine::command::Turned;
 use rallypoint_engine::partition::Partition;
 use rallypoint_engine::saga::{Peeked, SagaActor, SagaMessage, SagaReply};
@@ -101,25 +102,6 @@ pub enum WaitError {
     /// There is no such saga, or its output is no value of this type.
     #[error(transparent)]
     Request(#[from] SagaRequestError),
-}
-
-/// A saga in one line of a list.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SagaSummary {
-    /// Its id.
-    pub id: String,
-    /// Its name.
-    pub name: String,
-    /// Declared version of its function.
-    pub version: u32,
-    /// Its status.
-    pub status: Status,
-    /// When it began.
-    pub created: Time,
-    /// When something last happened to it.
-    pub updated: Time,
-    /// Why it failed or is stuck.
-    pub error: Option<Failure>,
 }
 
 /// The sagas of a runtime. Cheap to clone.
@@ -260,16 +242,7 @@ impl Sagas {
             let Some(home) = self.shared.homes().nth(at) else { continue };
             let rows = home.with_unit(|unit, _, _| unit.archived_rows(partition, version));
             for row in rows.unwrap_or(Ok(Vec::new())).map_err(SagaStoreError::Failed)? {
-                let summary = || SagaSummary {
-                    id: row.id.clone(),
-                    name: row.name.clone(),
-                    version: row.version,
-                    status: row.status,
-                    created: row.created,
-                    updated: row.updated,
-                    error: row.error.clone(),
-                };
-                page.offer(row.created, &row.id, &row.name, row.status, summary);
+                page.offer(row.created, &row.id, &row.name, row.status, || row.clone());
             }
         }
         Ok(())
