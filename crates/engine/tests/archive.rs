@@ -226,7 +226,7 @@ impl World {
     }
 
     fn archived(&mut self) -> Vec<String> {
-        let parts: Vec<Part> = self.unit().archive_parts(HERE).cloned().collect();
+        let parts: Vec<Part> = self.unit().archive_parts().map(|(_, part)| part).cloned().collect();
         parts
             .iter()
             .flat_map(|part| self.unit().archived_rows(HERE, part.version).unwrap())
@@ -365,7 +365,7 @@ fn a_crash_at_every_operation_of_the_disk_loses_no_saga_and_shows_none_twice() {
         world.reopen();
         archived += u64::from(!world.archived().is_empty());
         both += u64::from(
-            world.unit().archive_parts(HERE).map(|part| part.rows).sum::<u64>()
+            world.unit().archive_parts().map(|(_, part)| part).map(|part| part.rows).sum::<u64>()
                 > world.archived().len() as u64,
         );
         assert_eq!(audit(&mut world, &acknowledged), Ok(()), "crash after operation {crash_after}");
@@ -540,7 +540,15 @@ fn what_is_old_enough_is_deleted_and_its_id_is_not_used_again_for_a_while() {
     world.pass(KEPT_HASHES + day);
     world.reopen(); // the client's session is older than that
     assert_eq!(world.start("s-3"), Answer::Reply(SagaReply::Started(true)));
-    assert_eq!(world.unit().archive_parts(HERE).filter(|part| part.kind == PartKind::Ended).count(), 0);
+    assert_eq!(
+        world
+            .unit()
+            .archive_parts()
+            .map(|(_, part)| part)
+            .filter(|part| part.kind == PartKind::Ended)
+            .count(),
+        0
+    );
 }
 
 #[test]

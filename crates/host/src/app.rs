@@ -407,9 +407,7 @@ impl Runtime {
         for home in self.node.homes() {
             let mut parts = Vec::new();
             home.with_unit(|unit, _, _| {
-                for partition in unit.partitions().map(|partition| partition.id()).collect::<Vec<_>>() {
-                    parts.extend(unit.archive_parts(partition).map(|part| (partition, part.version)));
-                }
+                parts.extend(unit.archive_parts().map(|(partition, part)| (partition, part.version)));
             });
             for (partition, version) in parts {
                 let rows = home.with_unit(|unit, _, _| unit.archived_rows(partition, version));

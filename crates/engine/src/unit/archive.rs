@@ -438,11 +438,12 @@ impl<D: Disk> Unit<D> {
         }
     }
 
-    /// The parts of a partition's archive that hold sagas, the oldest first.
-    pub fn archive_parts(&self, partition: PartitionId) -> impl Iterator<Item = &Part> {
-        let member = self.members.iter().find(move |member| member.partition.id() == partition);
-        let parts = member.into_iter().flat_map(|member| &member.archive.parts);
-        parts.filter(|part| part.kind == PartKind::Ended)
+    /// The parts of all archives here that hold sagas, the oldest of each partition first.
+    pub fn archive_parts(&self) -> impl Iterator<Item = (PartitionId, &Part)> {
+        self.members.iter().flat_map(|member| {
+            let parts = member.archive.parts.iter().filter(|part| part.kind == PartKind::Ended);
+            parts.map(|part| (member.partition.id(), part))
+        })
     }
 
     /// The sagas of one part that no newer part and no memory holds, the newest start first.

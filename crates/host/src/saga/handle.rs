@@ -12,7 +12,6 @@ use rallypoint_base::time::Time;
 use rallypoint_engine::archive::Part;
 pub use rallypoint_engine::archive::SagaSummary;
 use rallypoint_engine::command::Turned;
-use rallypoint_engine::partition::Partition;
 use rallypoint_engine::saga::{Peeked, SagaActor, SagaMessage, SagaReply};
 use rallypoint_saga::event::{Event, Start};
 use rallypoint_saga::machine::{Machine, Refusal};
@@ -227,10 +226,9 @@ impl Sagas {
         let mut parts = Vec::new();
         for (at, home) in self.shared.homes().enumerate() {
             home.with_unit(|unit, _, _| {
-                for partition in unit.partitions().map(Partition::id).collect::<Vec<_>>() {
-                    let wanted = unit.archive_parts(partition).filter(|part| page.may_have(part));
-                    parts.extend(wanted.map(|part| (part.newest_start, at, partition, part.version)));
-                }
+                let wanted = unit.archive_parts().filter(|(_, part)| page.may_have(part));
+                parts
+                    .extend(wanted.map(|(partition, part)| (part.newest_start, at, partition, part.version)));
             });
         }
         parts.sort_unstable_by(|a, b| b.cmp(a));
@@ -262,10 +260,8 @@ impl Sagas {
         });
         for home in self.shared.homes() {
             home.with_unit(|unit, _, _| {
-                for partition in unit.partitions().map(Partition::id).collect::<Vec<_>>() {
-                    for (key, count) in unit.archive_parts(partition).flat_map(|part| &part.counts) {
-                        *counts.entry(key.clone()).or_insert(0) += count;
-                    }
+                for (key, count) in unit.archive_parts().flat_map(|(_, part)| &part.counts) {
+                    *counts.entry(key.clone()).or_insert(0) += count;
                 }
             });
         }
